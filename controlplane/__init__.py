@@ -1,0 +1,1 @@
+"""The control plane: coordinator, planner, admin API, gateway, dashboard, telemetry, command line."""

@@ -1,0 +1,1 @@
+"""Every message, record, key and setting that crosses a process boundary, defined once."""
