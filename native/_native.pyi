@@ -4,8 +4,6 @@ Arrays pass by DLPack or the buffer protocol (torch CPU tensors, numpy); nothing
 wait releases the GIL and returns within its deadline + ε whatever peers do.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import Any, final
 
@@ -56,8 +54,18 @@ class Shape:
     n_experts: int
     n_layers: int
     dtype: DType
-    def __init__(self, *, max_ranks: int, max_tokens: int, hidden: int, max_topk: int, max_slots: int, n_experts: int,
-                 n_layers: int, dtype: DType) -> None: ...
+    def __init__(
+        self,
+        *,
+        max_ranks: int,
+        max_tokens: int,
+        hidden: int,
+        max_topk: int,
+        max_slots: int,
+        n_experts: int,
+        n_layers: int,
+        dtype: DType,
+    ) -> None: ...
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one inbox chunk (one source rank at one receiver)."""
@@ -118,10 +126,20 @@ class FaultWord:
 class Table:
     """One version of the routing table of all layers; immutable once staged."""
 
-    def __init__(self, *, epoch: int, active: list[int], incarnations: list[int], offsets: Any, ranks: Any, slots: Any,
-                 weights: Any) -> None:
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        active: list[int],
+        incarnations: list[int],
+        offsets: Any,
+        ranks: Any,
+        slots: Any,
+        weights: Any,
+    ) -> None:
         """``incarnations``: [max_ranks]. ``offsets``: int32 [layers, experts + 1] into the flat replica lists ``ranks``
-        (uint16), ``slots`` (uint16), ``weights`` (uint16, relative shares, > 0). An expert without replicas is *missing*."""
+        (uint16), ``slots`` (uint16), ``weights`` (uint16, relative shares, > 0). An expert without replicas is *missing*.
+        """
     epoch: int
     active: list[int]
     missing: list[tuple[int, int]]
@@ -130,8 +148,9 @@ class Table:
 class SyncRow:
     """What one rank tells the others before a step."""
 
-    def __init__(self, *, tokens: int, flags: int = 0, prepared_epoch: int = 0, committed_epoch: int = 0,
-                 user: int = 0) -> None: ...
+    def __init__(
+        self, *, tokens: int, flags: int = 0, prepared_epoch: int = 0, committed_epoch: int = 0, user: int = 0
+    ) -> None: ...
     rank: int
     tokens: int
     flags: int
@@ -173,10 +192,20 @@ class Combined:
 class Group:
     """One rank's end of the elastic dispatch. One step in flight; not re-entrant (``RuntimeError`` otherwise)."""
 
-    def __init__(self, *, rank: int, incarnation: int, shape: Shape, control: ControlBlock, timeout_s: float = 1.0,
-                 hard_timeout_s: float = 30.0, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        rank: int,
+        incarnation: int,
+        shape: Shape,
+        control: ControlBlock,
+        timeout_s: float = 1.0,
+        hard_timeout_s: float = 30.0,
+        fixed: bool = False,
+    ) -> None:
         """``timeout_s``: silence after which a peer whose beacon is frozen is suspected. ``hard_timeout_s``: no wait is longer.
-        ``fixed``: the fixed-membership build of the same code, for measuring what elasticity costs."""
+        ``fixed``: the fixed-membership build of the same code, for measuring what elasticity costs.
+        """
     rank: int
     incarnation: int
     shape: Shape
@@ -188,15 +217,17 @@ class Group:
         """A duplicate of the descriptor of the chunk that ``source`` writes into; the caller closes it."""
     def renew_inbox(self, source: int) -> int:
         """Fence ``source``: put fresh memory under its chunk's address and return the new descriptor. Whatever the old process
-        still writes lands in orphaned memory. Refused while ``source`` is active in the running epoch and not suspected."""
+        still writes lands in orphaned memory. Refused while ``source`` is active in the running epoch and not suspected.
+        """
     def doorbell_fd(self) -> int:
         """A duplicate of this rank's eventfd: readable when a peer begins a step or the agent wakes the engine."""
     def connect(self, peer: int, *, incarnation: int, inbox_fd: int, doorbell_fd: int, pid: int) -> None:
         """Map the chunk that ``peer`` gave us and watch ``pid`` (pidfd; robust-futex word inside the chunk). Takes the
-        descriptors over."""
+        descriptors over.
+        """
     def disconnect(self, peer: int) -> None: ...
     def linked(self) -> dict[int, int]:
-        """rank → incarnation of every connected peer."""
+        """Rank → incarnation of every connected peer."""
     # --- tables ---
     def stage(self, table: Table) -> None:
         """Copy into the idle one of the two tables. Replaces what was staged before."""
@@ -213,10 +244,12 @@ class Group:
         """Exchange rows with every active rank: the start of a step, and a full barrier."""
     def dispatch(self, layer: int, x: Any, topk_ids: Any, topk_weights: Any) -> Dispatched:
         """``x`` [tokens, hidden], ``topk_ids`` int32/int64 [tokens, k] (−1: none), ``topk_weights`` float32 [tokens, k]; 0 tokens is
-        fine and still takes part. A row crosses to a destination rank once, however many of its experts live there."""
+        fine and still takes part. A row crosses to a destination rank once, however many of its experts live there.
+        """
     def combine(self, y: Any, out: Any, *, weighted: bool) -> Combined:
         """``y`` [pairs, hidden]: expert outputs in ``Dispatched`` order. ``weighted``: already multiplied by the router's weight.
-        ``out`` [tokens, hidden] receives the sums, added in fixed rank order. Ends the round."""
+        ``out`` [tokens, hidden] receives the sums, added in fixed rank order. Ends the round.
+        """
     def close(self) -> None: ...
     # --- introspection ---
     def tokens_per_expert(self) -> Any:
@@ -226,5 +259,6 @@ class Group:
 
 def isa() -> str:
     """The instruction set chosen at run time: avx512, avx2 or portable (``EEP_ISA`` forces one)."""
+
 def checksum(buffer: Any) -> int:
     """64-bit checksum of a contiguous buffer at memory speed (slot manifest)."""

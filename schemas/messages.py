@@ -1,7 +1,7 @@
 """Agent ↔ engine, over a local stream socket: one msgpack message per frame (4-byte little-endian length).
 
-The control block in shared memory carries what must be fast (fault words, beacon, abort, the committed epoch); this socket
-carries what has structure. The agent listens; the engine connects as soon as its scheduler starts.
+The control block in shared memory carries what must be fast (fault words, beacon, abort, the committed epoch); this
+socket carries what has structure. The agent listens; the engine connects as soon as its scheduler starts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 # --- agent → engine ---------------------------------------------------------------------------------------------------
 
 
-class Prepare(_Message):
+class Prepare(_Message, frozen=True, kw_only=True):
     """Link, load and stage ``epoch`` without touching what the live table references; answered by ``Prepared``."""
 
     epoch: Epoch
@@ -59,33 +59,33 @@ class Prepare(_Message):
     traceparent: str = ""
 
 
-class Commit(_Message):
+class Commit(_Message, frozen=True, kw_only=True):
     """``epoch`` is decided: cross at the next common step boundary, or at once when the cut is ABORT."""
 
     epoch: Epoch
     cut: Cut
 
 
-class Discard(_Message):
+class Discard(_Message, frozen=True, kw_only=True):
     """The planned ``epoch`` was rolled back: forget what was staged for it."""
 
     epoch: Epoch
 
 
-class Drain(_Message):
+class Drain(_Message, frozen=True, kw_only=True):
     """Take no new requests; finish those that run."""
 
     deadline_s: float
 
 
-class Ask(_Message):
+class Ask(_Message, frozen=True, kw_only=True):
     """Answered by ``EngineStatus``."""
 
 
 # --- engine → agent ---------------------------------------------------------------------------------------------------
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True, kw_only=True):
     """First message of an engine: the model's shape, as the planner needs it."""
 
     rank: Rank
@@ -102,13 +102,13 @@ class Hello(_Message):
     """Digest of the checkpoint's manifest: ranks of one instance must agree."""
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True, kw_only=True):
     """The server answers HTTP and the scheduler ticks."""
 
     serve_url: str
 
 
-class Prepared(_Message):
+class Prepared(_Message, frozen=True, kw_only=True):
     """The end of a ``Prepare``."""
 
     epoch: Epoch
@@ -118,7 +118,7 @@ class Prepared(_Message):
     missing: tuple[tuple[Layer, Expert], ...] = ()
 
 
-class Activated(_Message):
+class Activated(_Message, frozen=True, kw_only=True):
     """The engine crossed into ``epoch``; ``step`` is the first step under it."""
 
     epoch: Epoch
@@ -126,7 +126,7 @@ class Activated(_Message):
     waited_ms: float
 
 
-class Fault(_Message):
+class Fault(_Message, frozen=True, kw_only=True):
     """A step was abandoned: evidence as the data plane saw it."""
 
     epoch: Epoch
@@ -136,7 +136,7 @@ class Fault(_Message):
     detected_unix_ns: int
 
 
-class EngineStatus(_Message):
+class EngineStatus(_Message, frozen=True, kw_only=True):
     """What an engine is doing now."""
 
     epoch: Epoch

@@ -38,9 +38,9 @@ class Placement:
 
     Attributes:
         slots: uint16 [layers, max_ranks, slots]; the logical expert in each slot, or ``EMPTY``.
-        weights: uint16 [layers, max_ranks, slots]; relative share of the expert's tokens that this replica takes. 0 means
-            loaded but not routed to (a slot being prepared, or a spare copy). Shares are relative among the replicas
-            of one expert in one layer.
+        weights: uint16 [layers, max_ranks, slots]; relative share of the expert's tokens that this replica takes,
+            among the replicas of one expert in one layer. 0 means loaded but not routed to (a slot being prepared, or a
+            spare copy).
         n_experts: logical experts per layer.
     """
 
@@ -51,7 +51,8 @@ class Placement:
     def __post_init__(self) -> None:
         if self.slots.ndim != 3 or self.slots.shape != self.weights.shape:
             raise PlacementFormatError(
-                f"placement: slots {self.slots.shape} and weights {self.weights.shape} must be one [layers, ranks, slots]"
+                f"placement: slots {self.slots.shape} and weights {self.weights.shape} must both be "
+                "[layers, ranks, slots]"
             )
         held = self.slots[self.slots != EMPTY]
         if held.size and int(held.max()) >= self.n_experts:

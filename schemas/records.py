@@ -17,14 +17,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = 1
 
 
-class LeaderRecord(Record):
+class LeaderRecord(Record, frozen=True, kw_only=True):
     """Who leads. The key's create_revision is the fence."""
 
     replica: str
     admin_url: str
 
 
-class Registration(Record):
+class Registration(Record, frozen=True, kw_only=True):
     """``ranks/<r>``, on the rank's lease: a process that can fill the rank, and where to reach it."""
 
     rank: Rank
@@ -55,7 +55,7 @@ class Suspicion(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-class FaultReport(Record):
+class FaultReport(Record, frozen=True, kw_only=True):
     """``reports/<r>``, on the reporter's lease: evidence only; the leader decides."""
 
     reporter: Rank
@@ -82,7 +82,7 @@ class EpochVersion(msgspec.Struct, frozen=True, kw_only=True):
     """Id of what led here: a recovery or an operation."""
 
 
-class EpochRecord(Record):
+class EpochRecord(Record, frozen=True, kw_only=True):
     """``epoch``: the committed version, and the one being prepared if a planned change is under way. Under 4 KiB."""
 
     committed: EpochVersion
@@ -101,7 +101,7 @@ class AckPhase(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Ack(Record):
+class Ack(Record, frozen=True, kw_only=True):
     """``acks/<epoch>/<r>``, on the rank's lease."""
 
     rank: Rank
@@ -117,7 +117,7 @@ class Ack(Record):
     finished_unix_ns: int = 0
 
 
-class RankView(Record):
+class RankView(Record, frozen=True, kw_only=True):
     """What the leader last decided about a rank; part of ``Status``."""
 
     rank: Rank
@@ -126,7 +126,7 @@ class RankView(Record):
     reason: str = ""
 
 
-class Backup(Record):
+class Backup(Record, frozen=True, kw_only=True):
     """``backups/<r>``: the (layer, expert) pairs that this rank's host keeps in memory."""
 
     rank: Rank
