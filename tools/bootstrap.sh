@@ -6,6 +6,7 @@ eep_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 eep_venv=${EEP_VENV:-$eep_root/.venv}
 EEP_PYTHON=$eep_venv/bin/python
 export EEP_PYTHON PYTHONPATH="$eep_root${PYTHONPATH:+:$PYTHONPATH}"
+PATH=$eep_venv/bin:$PATH
 cd "$eep_root" || exit 1
 
 eep_say() { printf '\033[2m%s\033[0m\n' "$*" >&2; }
@@ -67,8 +68,9 @@ eep_setup() {
         | sort -z | xargs -0 sha256sum; sha256sum pyproject.toml; } | sha256sum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 \
-            || eep_fail "no C++ compiler found. Remedy: sudo apt-get install g++ cmake"
-        command -v cmake >/dev/null 2>&1 || eep_fail "no CMake ≥ 3.25 found. Remedy: sudo apt-get install cmake"
+            || eep_fail "no C++ compiler found. Remedy: sudo apt-get install g++"
+        "$EEP_PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+            || eep_fail "Python.h is missing. Remedy: sudo apt-get install python3-dev"
         eep_run "native extension" "$EEP_PYTHON" -m pip install --no-deps --no-build-isolation --disable-pip-version-check -e .
         printf '%s' "$wanted" >"$stamp"
     fi
