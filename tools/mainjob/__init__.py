@@ -1,0 +1,1 @@
+"""The main job: a whole instance on this machine, a fault, and the proof that nobody noticed."""

@@ -1,0 +1,189 @@
+"""Processes that cannot outlive us.
+
+Everything the main job starts, and everything those programs start, is gone when it ends: on a normal end because the
+household ends its members; on an exception because it is a context manager; on SIGKILL of the main job itself because
+every child asks the kernel to be killed with its parent (``PR_SET_PDEATHSIG``). Grandchildren whose parent died first
+come to us (``PR_SET_CHILD_SUBREAPER``), are known by the household's mark in their environment, and are ended too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+MARK = "EEP_HOUSEHOLD"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    def in_child() -> None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died between fork and prctl
+            os._exit(1)
+
+    return in_child
+
+
+class ProcessEndedError(RuntimeError):
+    """A program that should be running has ended; its log says why."""
+
+    def __init__(self, name: str, code: int, log: Path) -> None:
+        tail = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
+        super().__init__(f"{name} ended with code {code}; end of {log}:\n  " + "\n  ".join(tail))
+        self.name, self.code, self.log = name, code, log
+
+
+@dataclass
+class Program:
+    """One program of the household, restartable.
+
+    Attributes:
+        name: as shown to people, and the log file's stem.
+        argv: command line.
+        environment: whole environment.
+        log: where its output goes (appended over restarts).
+        starts: how often it was started.
+    """
+
+    name: str
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    starts: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running instance."""
+        if self.process is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start it in a session of its own (a Ctrl-C on the terminal is ours to pass on)."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.argv,
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  our parent has one thread when it starts programs
+            )
+        self.starts += 1
+
+    def check(self) -> None:
+        """Raise ``ProcessEndedError`` when it has ended."""
+        if self.process is not None and (code := self.process.poll()) is not None:
+            raise ProcessEndedError(self.name, code, self.log)
+
+    def kill(self) -> None:
+        """SIGKILL the program itself, as a fault would; what it started is left to its own devices."""
+        if self.running:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Household:
+    """Every program of one main job, ended together."""
+
+    def __init__(self, folder: Path, *, grace_s: float = 10.0) -> None:
+        """Keep logs under ``folder``; give programs ``grace_s`` seconds between SIGTERM and SIGKILL."""
+        self.folder = folder
+        self.grace_s = grace_s
+        self.mark = uuid.uuid4().hex
+        self.programs: dict[str, Program] = {}
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def start(self, name: str, argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Program:
+        """Start a program under a name that is not taken.
+
+        Args:
+            name: also the log file's stem.
+            argv: command line; ``argv[0]`` is looked up on PATH.
+            environment: additions to ours.
+        """
+        if name in self.programs:
+            raise ValueError(f"household: {name!r} is running already; give the second one another name")
+        program = Program(
+            name, argv, {**os.environ, **(environment or {}), MARK: self.mark}, self.folder / f"{name}.log"
+        )
+        program.start()
+        self.programs[name] = program
+        return program
+
+    def python(self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Program:
+        """Start one of our own modules with this interpreter."""
+        return self.start(name, [sys.executable, "-m", module, *arguments], environment=environment)
+
+    def end(self) -> None:
+        """End everything: ask the programs, then kill whatever is left below us, until nothing is."""
+        for program in reversed(self.programs.values()):
+            if program.running:
+                os.kill(program.pid, signal.SIGTERM)
+        deadline = time.monotonic() + self.grace_s
+        for program in self.programs.values():
+            if program.process is not None:
+                try:
+                    program.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    program.kill()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Kill what bears our mark, in rounds: killing one may hand us its children."""
+        deadline = time.monotonic() + self.grace_s
+        while (left := self._marked()) and time.monotonic() < deadline:
+            for process in left:
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            psutil.wait_procs(left, timeout=1.0)
+
+    def _marked(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    process.wait(0)  # adopted and ended: collect it
+                elif process.environ().get(MARK) == self.mark:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.TimeoutExpired):
+                continue
+        return found
