@@ -36,6 +36,11 @@ class Keys:
         return f"{self.prefix}epoch"
 
     @property
+    def status(self) -> str:
+        """What the leader decided beside the epoch."""
+        return f"{self.prefix}status"
+
+    @property
     def ranks(self) -> str:
         """Prefix of registrations."""
         return f"{self.prefix}ranks/"
@@ -92,6 +97,15 @@ class Keys:
     def past(self, epoch: Epoch) -> str:
         """What one epoch was and why."""
         return f"{self.history}{epoch:012d}"
+
+    @property
+    def recoveries(self) -> str:
+        """Prefix of the bounded ring of recoveries."""
+        return f"{self.prefix}recoveries/"
+
+    def recovery(self, recovery: str) -> str:
+        """How one change of membership went, phase by phase."""
+        return f"{self.recoveries}{recovery}"
 
     @property
     def backups(self) -> str:

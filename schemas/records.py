@@ -37,6 +37,12 @@ class Registration(Record, frozen=True, kw_only=True):
     serve_url: str = ""
     """SGLang's own HTTP address, for the gateway."""
     slots: int = 0
+    layers: int = 0
+    experts: int = 0
+    expert_bytes: int = 0
+    model: str = ""
+    checkpoint: str = ""
+    """Digest of the checkpoint's manifest, empty where this rank cannot read one: ranks of one instance must agree."""
     speed: float = 1.0
     ready: bool = False
     """The engine is up, warm, and can prepare an epoch."""
@@ -80,13 +86,27 @@ class EpochVersion(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     cause: str = ""
     """Id of what led here: a recovery or an operation."""
+    missing: int = 0
+    """(layer, expert) pairs with no routed replica; above 0 engines link and load but do not sample.
+    ``Placement.missing(active)`` says which."""
+    deadline_unix_ns: int = 0
+    """By when the acknowledgements must be in, 0 for none."""
 
 
 class EpochRecord(Record, frozen=True, kw_only=True):
-    """``epoch``: the committed version, and the one being prepared if a planned change is under way. Under 4 KiB."""
+    """``epoch``: the committed version, and the one being prepared if a planned change is under way. Under 4 KiB.
+
+    ``preparing`` is acknowledged by every rank of ``committed.members`` and of ``preparing.members``: one that leaves
+    takes part in the flip that removes it. Epoch 0 (no members, no placement) stands committed while epoch 1 prepares.
+    """
 
     committed: EpochVersion
     preparing: EpochVersion | None = None
+    held: str = ""
+    """Digest of the placement that says what each slot was known to hold when this record was written (weights have no
+    meaning in it; uncertain slots are empty). ``schemas.loads`` derives from it what each rank has to load."""
+    issued: Epoch = 0
+    """Highest epoch number ever used: a rolled-back number is never used again, or its acknowledgements would count."""
     fence: Fence = 0
     decided_unix_ns: int = 0
     traceparent: str = ""
@@ -113,7 +133,10 @@ class Ack(Record, frozen=True, kw_only=True):
     """The engine has crossed into the epoch."""
     step: int = 0
     error: str = ""
+    missing: tuple[tuple[int, int], ...] = ()
+    """(layer, expert) pairs of this rank's slots that no source could give."""
     loads: tuple[AckPhase, ...] = ()
+    started_unix_ns: int = 0
     finished_unix_ns: int = 0
 
 
@@ -124,6 +147,33 @@ class RankView(Record, frozen=True, kw_only=True):
     state: RankState
     incarnation: Incarnation = 0
     reason: str = ""
+    since_unix_ns: int = 0
+    fenced: Incarnation = 0
+    """Highest incarnation that was excluded: it and all before it can never be members again."""
+    cordoned: str = ""
+    """Why no epoch may add this rank (who: why), empty when one may. An active rank serves on until it leaves."""
+    draining: str = ""
+    """Why the rank is to leave, empty when it stays; the gateway gives it no new requests."""
+    lent_to: str = ""
+    losses_unix_ns: tuple[int, ...] = ()
+    """Recent losses, for back-off and the flap limit."""
+    retry_unix_ns: int = 0
+    """Not to be added before."""
+    slow: float = 1.0
+    """Share of its nominal speed that the planner may count on."""
+
+
+class Status(Record, frozen=True, kw_only=True):
+    """``status``: what the leader decided beside the epoch, so that a successor goes on from there."""
+
+    ranks: tuple[RankView, ...] = ()
+    paused: str = ""
+    """Why automatic recovery is paused (who: why), empty when it runs."""
+    target: int = 0
+    """How many ranks the operator wants, 0 for all that are there."""
+    rebalance: str = ""
+    """Id of the operation that asks for a new placement of the same members."""
+    fence: Fence = 0
 
 
 class Backup(Record, frozen=True, kw_only=True):
