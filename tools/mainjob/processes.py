@@ -180,10 +180,8 @@ class Household:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    process.wait(0)  # adopted and ended: collect it
-                elif process.environ().get(MARK) == self.mark:
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
                     found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.TimeoutExpired):
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found

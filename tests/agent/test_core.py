@@ -1,0 +1,247 @@
+"""The agent's decisions, event by event: each test asserts the whole list of actions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from schemas.messages import Activated, Commit, Discard, Drain, Fault, Hello, Prepare, Prepared, Ready
+from schemas.records import Ack, EpochRecord, EpochVersion, FaultReport, Registration, Suspicion
+from schemas.vocabulary import Cut, Evidence, Member
+from worker.agent.core import Policy, State, decide
+from worker.agent.events import (
+    Begin,
+    CallOff,
+    Committed,
+    EndEngine,
+    EngineEnded,
+    EpochSeen,
+    Exit,
+    Heard,
+    LeaseGone,
+    Leave,
+    Plan,
+    Publish,
+    RenewLease,
+    Send,
+    StartEngine,
+    Tick,
+    WakeAt,
+)
+
+POLICY = Policy(first_backoff_s=0.5, longest_backoff_s=4.0, stable_after_s=60.0, prepare_deadline_s=9.0)
+ME = Registration(rank=1, incarnation=0, host="a")
+HELLO = Hello(
+    rank=1,
+    incarnation=7,
+    pid=99,
+    link_address="/l",
+    layers=1,
+    experts=4,
+    slots=3,
+    expert_bytes=8,
+    model="m",
+    checkpoint="c",
+)
+PLAN = Plan(placement=b"p", digest="d", peers=(), loads=())
+
+
+def version(epoch, *incarnations, cut=Cut.PLANNED):
+    members = tuple(Member(rank, incarnation) for rank, incarnation in enumerate(incarnations) if incarnation)
+    return EpochVersion(epoch=epoch, members=members, placement="d", cut=cut, reason="why")
+
+
+def seen(committed, preparing=None, now=1.0):
+    record = EpochRecord(committed=committed, preparing=preparing, fence=5)
+    return EpochSeen(now, record, PLAN, PLAN if preparing else None)
+
+
+def follow(state, *events):
+    for event in events:
+        state, decision = decide(state, event)
+    return state, list(decision.actions)
+
+
+def up(*incarnations):
+    """An agent whose engine (rank 1, incarnation 7) runs under epoch 1."""
+    return follow(
+        State(identity=ME, policy=POLICY),
+        Begin(0.0, 7),
+        Heard(0.1, HELLO),
+        Heard(0.2, Ready(serve_url="http://r1")),
+        seen(version(0), version(1, 3, 7)),
+        Heard(0.3, Prepared(epoch=1, ok=True)),
+        seen(version(1, 3, 7)),
+        Heard(0.4, Activated(epoch=1, step=0, waited_ms=0.1)),
+    )[0]
+
+
+def prepare(epoch, *incarnations, cut=Cut.PLANNED):
+    named = version(epoch, *incarnations, cut=cut)
+    return Send(
+        Prepare(epoch=epoch, members=named.members, peers=(), placement=b"p", loads=(), cut=cut, deadline_s=9.0)
+    )
+
+
+def registered(**fields):
+    return Publish(
+        Registration(**{"rank": 1, "incarnation": 7, "host": "a", "link_address": "/l", "slots": 3, **fields})
+    )
+
+
+def test_a_fresh_rank_registers_prepares_and_crosses_into_the_first_epoch():
+    state, actions = follow(State(identity=ME, policy=POLICY), Begin(0.0, 7))
+    assert actions == [StartEngine(7)]
+    state, actions = follow(state, Heard(0.1, HELLO))
+    assert actions == [registered()]
+    state, actions = follow(state, Heard(0.2, Ready(serve_url="http://r1")))
+    assert actions == [registered(ready=True, serve_url="http://r1")]
+    state, actions = follow(state, seen(version(0), version(1, 3, 7)))
+    assert actions == [prepare(1, 3, 7)]
+    state, actions = follow(state, seen(version(0), version(1, 3, 7)))
+    assert actions == [], "asked once"
+    state, actions = follow(state, Heard(0.3, Prepared(epoch=1, ok=True)))
+    assert actions == [Publish(Ack(rank=1, incarnation=7, epoch=1, prepared=True))]
+    state, actions = follow(state, seen(version(1, 3, 7)))
+    assert actions == [Committed(1), Send(Commit(epoch=1, cut=Cut.PLANNED))]
+    state, actions = follow(state, Heard(0.4, Activated(epoch=1, step=4, waited_ms=0.1)))
+    assert actions == [
+        Publish(Ack(rank=1, incarnation=7, epoch=1, prepared=True, activated=True, step=4)),
+        registered(ready=True, serve_url="http://r1", holds="d"),
+    ]
+
+
+def test_loss_of_a_peer_calls_the_step_off_before_anything_else():
+    _, actions = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)))
+    assert actions == [
+        CallOff(2),
+        prepare(2, 0, 7, cut=Cut.ABORT),
+        Committed(2),
+        Send(Commit(epoch=2, cut=Cut.ABORT)),
+    ]
+
+
+def test_an_engine_that_died_is_reported_first_and_comes_back_anew_after_a_backoff():
+    state, actions = follow(up(), EngineEnded(5.0, 7, "killed by signal 9", 123))
+    report = FaultReport(
+        reporter=1,
+        incarnation=7,
+        epoch=1,
+        suspicions=(Suspicion(1, 7, Evidence.DEAD, "killed by signal 9"),),
+        detected_unix_ns=123,
+    )
+    gone = Registration(rank=1, incarnation=0, host="a", serve_url="http://r1")
+    assert actions == [Publish(report), EndEngine("killed by signal 9", fence=False), Publish(gone), WakeAt(5.5)]
+    assert follow(state, Tick(5.4, 8))[1] == []
+    assert follow(state, Tick(5.5, 8))[1] == [StartEngine(8)]
+
+
+@pytest.mark.parametrize(("deaths", "wait"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (7, 4.0)])
+def test_a_rank_that_keeps_dying_waits_longer_each_time(deaths, wait):
+    state, now = State(identity=ME, policy=POLICY), 0.0
+    state, _ = follow(state, Begin(now, 1))
+    for death in range(1, deaths + 1):
+        now += 1.0
+        state, actions = follow(state, EngineEnded(now, death, "x", 0))
+        assert isinstance(actions[-1], WakeAt)
+        waited, now = actions[-1].when - now, actions[-1].when
+        state, _ = follow(state, Tick(now, death + 1))
+    assert waited == wait
+
+
+def test_a_stable_run_is_forgiven():
+    state = replace(up(), restarts=5)
+    assert follow(state, EngineEnded(100.0, 7, "x", 0))[1][-1] == WakeAt(100.5)
+
+
+def test_an_engine_of_an_earlier_incarnation_ends_without_consequence():
+    state = up()
+    assert follow(state, EngineEnded(5.0, 6, "x", 0)) == (state, [])
+
+
+def test_exclusion_fences_the_engine_before_it_ends_and_the_rank_comes_back():
+    state, actions = follow(up(), seen(version(2, 3, cut=Cut.ABORT), now=9.0))
+    gone = Registration(rank=1, incarnation=0, host="a", serve_url="http://r1")
+    assert actions == [EndEngine("excluded by epoch 2: why", fence=True), Publish(gone), WakeAt(9.0)]
+    assert follow(state, Tick(9.0, 8))[1] == [StartEngine(8)]
+
+
+def test_a_planned_farewell_parks_the_engine_which_can_be_asked_back():
+    state, actions = follow(up(), seen(version(1, 3, 7), version(2, 3)))
+    assert actions == [prepare(2, 3)], "it still takes part in the last step of epoch 1"
+    state, actions = follow(state, Heard(2.0, Prepared(epoch=2, ok=True)), seen(version(2, 3)))
+    assert actions == [Committed(2), Send(Commit(epoch=2, cut=Cut.PLANNED))]
+    assert follow(state, seen(version(3, 4)))[1] == [], "others' epochs are not its business"
+    assert follow(state, seen(version(3, 4), version(4, 4, 7)))[1] == [prepare(4, 4, 7)]
+
+
+def test_a_rank_that_leaves_is_drained_and_then_exits():
+    state, actions = follow(up(), Leave(3.0, "SIGTERM", 20.0))
+    asked = registered(ready=True, serve_url="http://r1", holds="d", leaving="SIGTERM")
+    assert actions == [asked, Send(Drain(deadline_s=20.0)), WakeAt(23.0)]
+    state, _ = follow(state, seen(version(1, 3, 7), version(2, 3)), Heard(4.0, Prepared(epoch=2, ok=True)))
+    assert follow(state, seen(version(2, 3)))[1] == [
+        Committed(2),
+        Send(Commit(epoch=2, cut=Cut.PLANNED)),
+        Exit("left: SIGTERM"),
+    ]
+
+
+def test_a_rank_that_nobody_lets_go_leaves_at_its_deadline():
+    state, _ = follow(up(), Leave(3.0, "SIGTERM", 20.0))
+    assert follow(state, Tick(22.9, 8))[1] == []
+    late = "leave deadline passed"
+    assert follow(state, Tick(23.0, 8))[1] == [EndEngine(late, fence=True), Exit(late)]
+
+
+def test_a_rank_that_serves_nobody_leaves_at_once():
+    state, _ = follow(State(identity=ME, policy=POLICY), Begin(0.0, 7))
+    assert follow(state, Leave(1.0, "SIGTERM", 20.0))[1] == [EndEngine("SIGTERM", fence=False), Exit("SIGTERM")]
+
+
+def test_a_rolled_back_plan_is_discarded_and_its_late_answer_ignored():
+    state, _ = follow(up(), seen(version(1, 3, 7), version(2, 3, 7, 9)))
+    state, actions = follow(state, seen(version(1, 3, 7)))
+    assert actions == [Send(Discard(epoch=2))]
+    assert follow(state, Heard(3.0, Prepared(epoch=2, ok=True)))[1] == []
+    assert follow(state, seen(version(1, 3, 7), version(3, 3, 7, 9)))[1] == [prepare(3, 3, 7, 9)]
+
+
+def test_a_failed_preparation_is_told():
+    state, _ = follow(up(), seen(version(1, 3, 7), version(2, 3, 7, 9)))
+    assert follow(state, Heard(3.0, Prepared(epoch=2, ok=False, error="expert 3: no source")))[1] == [
+        Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=False, error="expert 3: no source"))
+    ]
+
+
+def test_a_fault_of_the_data_plane_goes_up_as_evidence_only():
+    fault = Fault(
+        epoch=1, step=8, suspicions=(Suspicion(0, 3, Evidence.SILENT),), receive_wait_us=(5, 0), detected_unix_ns=1
+    )
+    assert follow(up(), Heard(3.0, fault))[1] == [
+        Publish(
+            FaultReport(
+                reporter=1,
+                incarnation=7,
+                epoch=1,
+                step=8,
+                suspicions=fault.suspicions,
+                receive_wait_us=(5, 0),
+                detected_unix_ns=1,
+            )
+        )
+    ]
+
+
+def test_a_lost_lease_is_taken_anew_and_what_stood_on_it_stands_again():
+    assert follow(up(), LeaseGone(4.0))[1] == [
+        RenewLease("etcd dropped the lease"),
+        registered(ready=True, serve_url="http://r1", holds="d"),
+        Publish(Ack(rank=1, incarnation=7, epoch=1, prepared=True, activated=True)),
+    ]
+
+
+def test_an_older_record_that_comes_late_changes_nothing():
+    state, _ = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)))
+    assert follow(state, seen(version(1, 3, 7)))[1] == []

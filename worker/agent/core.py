@@ -1,0 +1,354 @@
+"""The agent's mind: ``(state, event) → (state, decision)``, with no I/O and no clock of its own.
+
+What it guarantees:
+
+* the engine hears of an epoch at most once, prepares before it commits, and never hears of an older one;
+* an engine that died is reported before anything else, and comes back only as a new incarnation, after a back-off;
+* a rank that a committed epoch excluded against its will is fenced before it is ended;
+* with etcd away nothing changes: the epoch that runs goes on (fail static). Another rank can take this one's place only
+  through an epoch that every survivor enters, and from then on this engine completes no step (DATA_PLANE, fencing).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, assert_never
+
+from msgspec import structs
+
+from schemas.messages import Activated, Commit, Discard, Drain, EngineStatus, Fault, Hello, Prepare, Prepared, Ready
+from schemas.records import Ack, FaultReport, Registration, Suspicion
+from schemas.vocabulary import Cut, Evidence
+from worker.agent.events import (
+    Begin,
+    CallOff,
+    Committed,
+    Decision,
+    EndEngine,
+    EngineEnded,
+    EpochSeen,
+    Exit,
+    Heard,
+    LeaseGone,
+    Leave,
+    Publish,
+    RenewLease,
+    Send,
+    StartEngine,
+    Tick,
+    WakeAt,
+)
+
+if TYPE_CHECKING:
+    from schemas.records import EpochRecord, EpochVersion
+    from schemas.vocabulary import Epoch, Incarnation, Rank
+    from worker.agent.events import Action, Event, Plan
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How an agent behaves; all times in seconds."""
+
+    first_backoff_s: float = 0.2
+    longest_backoff_s: float = 30.0
+    stable_after_s: float = 60.0
+    """An engine that ran this long starts its back-off anew."""
+    prepare_deadline_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the agent knows.
+
+    Attributes:
+        identity: registration as it will be published, complete but for what the engine adds.
+        running: incarnation of the engine that runs, 0 when none does.
+        hello: the engine's shape; None until it spoke.
+        ready: the engine answers requests.
+        started_at: when the engine was started.
+        restarts: engines that ended since the last stable one.
+        restart_at: when the next engine may start.
+        record: the newest epoch record.
+        asked: highest epoch the engine was asked to prepare.
+        prepared: highest epoch the engine says it prepared.
+        crossed: highest epoch whose commit was passed on.
+        activated: epoch the engine runs under.
+        leaving: why the rank wants to go; empty while it stays.
+        leave_by: when it goes without being let go.
+    """
+
+    identity: Registration
+    policy: Policy
+    running: Incarnation = 0
+    hello: Hello | None = None
+    ready: bool = False
+    started_at: float = 0.0
+    restarts: int = 0
+    restart_at: float = 0.0
+    record: EpochRecord | None = None
+    asked: Epoch = 0
+    prepared: Epoch = 0
+    crossed: Epoch = 0
+    activated: Epoch = 0
+    leaving: str = ""
+    leave_by: float = 0.0
+
+    @property
+    def rank(self) -> Rank:
+        """The rank this agent fills."""
+        return self.identity.rank
+
+    def among(self, version: EpochVersion | None) -> bool:
+        """Whether the running engine is a member of that version."""
+        return version is not None and any(
+            member.rank == self.rank and member.incarnation == self.running for member in version.members
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether the committed epoch counts on the running engine."""
+        return self.record is not None and self.among(self.record.committed)
+
+
+def decide(state: State, event: Event) -> tuple[State, Decision]:
+    """Take one event; the new state, and what to do in which order."""
+    match event:
+        case Begin():
+            return _start(state, event.now, event.incarnation)
+        case Heard():
+            return _heard(state, event)
+        case EngineEnded():
+            return _engine_ended(state, event)
+        case EpochSeen():
+            return _epoch_seen(state, event)
+        case LeaseGone():
+            return state, Decision((RenewLease("etcd dropped the lease"), *_standing(state)), "lease gone: new lease")
+        case Leave():
+            return _leave(state, event)
+        case Tick():
+            return _tick(state, event)
+    assert_never(event)
+
+
+# --- the engine's life ----------------------------------------------------------------------------------------------
+
+
+def _start(state: State, now: float, incarnation: Incarnation) -> tuple[State, Decision]:
+    fresh = replace(
+        state,
+        running=incarnation,
+        hello=None,
+        ready=False,
+        started_at=now,
+        restart_at=0.0,
+        asked=0,
+        prepared=0,
+        crossed=0,
+        activated=0,
+    )
+    return fresh, Decision((StartEngine(incarnation),), f"engine starts as incarnation {incarnation}")
+
+
+def _engine_ended(state: State, event: EngineEnded) -> tuple[State, Decision]:
+    if event.incarnation != state.running:
+        return state, Decision(reason=f"an engine that was given up ended ({event.how})")
+    report = Publish(
+        FaultReport(
+            reporter=state.rank,
+            incarnation=state.running,
+            epoch=state.activated,
+            suspicions=(Suspicion(state.rank, state.running, Evidence.DEAD, event.how),),
+            detected_unix_ns=event.unix_ns,
+        )
+    )
+    end = EndEngine(event.how, fence=False)  # its HTTP server may linger for seconds with its port open
+    if state.leaving:
+        gone = replace(state, running=0, hello=None, ready=False)
+        return gone, Decision((report, end, Exit(f"left: {state.leaving}")), "engine ended while leaving")
+    stable = event.now - state.started_at >= state.policy.stable_after_s
+    restarts = 0 if stable else state.restarts
+    wait = min(state.policy.longest_backoff_s, state.policy.first_backoff_s * 2**restarts)
+    down = replace(
+        state, running=0, hello=None, ready=False, restarts=restarts + 1, restart_at=event.now + wait, activated=0
+    )
+    return down, Decision(
+        (report, end, Publish(_registration(down)), WakeAt(down.restart_at)),
+        f"engine died ({event.how}); the next one starts in {wait:.1f} s",
+    )
+
+
+def _tick(state: State, event: Tick) -> tuple[State, Decision]:
+    if state.leaving and state.leave_by and event.now >= state.leave_by:
+        end = EndEngine("leave deadline passed", fence=True)
+        return replace(state, leave_by=0.0), Decision(
+            (end, Exit("leave deadline passed")), "leaves without being let go"
+        )
+    if not state.running and not state.leaving and state.restart_at and event.now >= state.restart_at:
+        return _start(state, event.now, event.incarnation)
+    return state, Decision()
+
+
+def _heard(state: State, event: Heard) -> tuple[State, Decision]:
+    message = event.message
+    match message:
+        case Hello():
+            known = replace(state, hello=message)
+            return known, Decision((Publish(_registration(known)),), "engine is up; loading and warming")
+        case Ready():
+            ready = replace(state, ready=True, identity=structs.replace(state.identity, serve_url=message.serve_url))
+            return ready, Decision((Publish(_registration(ready)),), "engine is ready")
+        case Prepared():
+            return _prepared(state, message)
+        case Activated():
+            running = replace(state, activated=message.epoch)
+            ack = structs.replace(_ack(state, message.epoch), activated=True, step=message.step)
+            actions = (Publish(ack), Publish(_registration(running)))
+            return running, Decision(actions, f"runs under epoch {message.epoch} after {message.waited_ms:.1f} ms")
+        case Fault():
+            return state, Decision((Publish(_report(state, message)),), _blame(message))
+        case EngineStatus():
+            return state, Decision()
+    assert_never(message)
+
+
+def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
+    if message.epoch != state.asked:
+        return state, Decision(reason=f"late answer for epoch {message.epoch}, asked for {state.asked} since")
+    ack = structs.replace(_ack(state, message.epoch), prepared=message.ok, error=message.error, loads=message.loads)
+    prepared = replace(state, prepared=message.epoch if message.ok else state.prepared)
+    reason = f"epoch {message.epoch} prepared" if message.ok else f"epoch {message.epoch} failed: {message.error}"
+    return prepared, Decision((Publish(ack),), reason)
+
+
+# --- epochs ---------------------------------------------------------------------------------------------------------
+
+
+def _epoch_seen(state: State, event: EpochSeen) -> tuple[State, Decision]:
+    before = state.record
+    if before is not None and _age(event.record) < _age(before):
+        return state, Decision(reason="an older epoch record came late")
+    was_active, gave_up = state.active, before.preparing if before else None
+    seen = replace(state, record=event.record)
+    if not seen.ready:
+        return seen, Decision(reason="epoch noted; the engine is not ready")
+    if was_active and not seen.active and event.record.committed.cut is Cut.ABORT:
+        return _excluded(seen, event)
+    actions: list[Action] = []
+    committed = event.record.committed
+    dropped = gave_up is not None and event.record.preparing is None and committed.epoch < gave_up.epoch
+    if dropped and gave_up is not None and seen.asked == gave_up.epoch:
+        actions.append(Send(Discard(epoch=gave_up.epoch)))
+        seen = replace(seen, asked=committed.epoch)
+    seen, decision = _follow(seen, event)
+    reason = decision.reason or (f"epoch {gave_up.epoch} rolled back" if dropped and gave_up else "nothing asked of us")
+    return seen, Decision((*actions, *decision.actions), reason)
+
+
+def _age(record: EpochRecord) -> tuple[int, int]:
+    return record.committed.epoch, record.fence
+
+
+def _excluded(state: State, event: EpochSeen) -> tuple[State, Decision]:
+    """The others go on without us: whatever we still do must not reach them (invariant 6), and we come back anew."""
+    reason = f"excluded by epoch {event.record.committed.epoch}: {event.record.committed.reason}"
+    down = replace(state, running=0, hello=None, ready=False, activated=0, restart_at=event.now)
+    actions: tuple[Action, ...] = (EndEngine(reason, fence=True), Publish(_registration(down)), WakeAt(event.now))
+    if state.leaving:
+        actions = (EndEngine(reason, fence=True), Exit(reason))
+    return down, Decision(actions, reason)
+
+
+def _follow(state: State, event: EpochSeen) -> tuple[State, Decision]:
+    """Bring the engine as far as the record has come."""
+    committed, preparing = event.record.committed, event.record.preparing
+    counted_on = state.among(committed) or state.activated > 0
+    if counted_on and committed.epoch > state.crossed:
+        return _cross(state, committed, event.committed)
+    if preparing is None or event.preparing is None or preparing.epoch <= state.asked:
+        return state, Decision()
+    if not (state.among(preparing) or state.active):
+        return state, Decision()
+    asked = replace(state, asked=preparing.epoch)
+    return asked, Decision((_prepare(state, preparing, event.preparing),), f"prepares epoch {preparing.epoch}")
+
+
+def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Decision]:
+    actions: list[Action] = []
+    if version.cut is Cut.ABORT:
+        actions.append(CallOff(version.epoch))  # first: whoever waits in a step leaves it now
+    if version.epoch > state.asked:
+        actions.append(_prepare(state, version, plan))
+    actions += [Committed(version.epoch), Send(Commit(epoch=version.epoch, cut=version.cut))]
+    crossed = replace(state, asked=max(state.asked, version.epoch), crossed=version.epoch)
+    if not state.among(version):  # let go: the engine parks, and may be asked back as it is
+        crossed = replace(crossed, activated=0)
+        if state.leaving:
+            actions.append(Exit(f"left: {state.leaving}"))
+    return crossed, Decision(tuple(actions), f"crosses into epoch {version.epoch}: {version.reason}")
+
+
+def _prepare(state: State, version: EpochVersion, plan: Plan) -> Send:
+    return Send(
+        Prepare(
+            epoch=version.epoch,
+            members=version.members,
+            peers=plan.peers,
+            placement=plan.placement,
+            loads=plan.loads,
+            cut=version.cut,
+            deadline_s=state.policy.prepare_deadline_s,
+            traceparent=state.record.traceparent if state.record else "",
+        )
+    )
+
+
+def _leave(state: State, event: Leave) -> tuple[State, Decision]:
+    leaving = replace(state, leaving=event.reason, leave_by=event.now + event.deadline_s)
+    if not state.running or not state.active:
+        return leaving, Decision(
+            (EndEngine(event.reason, fence=False), Exit(event.reason)), "leaves; nobody counts on it"
+        )
+    drain = Send(Drain(deadline_s=event.deadline_s))
+    return leaving, Decision((Publish(_registration(leaving)), drain, WakeAt(leaving.leave_by)), "asks to be drained")
+
+
+# --- what is published ----------------------------------------------------------------------------------------------
+
+
+def _registration(state: State) -> Registration:
+    """The rank's registration as it stands now."""
+    known = structs.replace(state.identity, incarnation=state.running, ready=state.ready, leaving=state.leaving)
+    if state.hello is not None:
+        known = structs.replace(known, link_address=state.hello.link_address, slots=state.hello.slots)
+    if state.activated and state.record is not None and state.active:
+        known = structs.replace(known, holds=state.record.committed.placement)
+    return known
+
+
+def _standing(state: State) -> tuple[Action, ...]:
+    """What has to stand in etcd again after a lease was lost."""
+    records: list[Action] = [Publish(_registration(state))]
+    if state.activated:
+        records.append(Publish(structs.replace(_ack(state, state.activated), activated=True)))
+    return tuple(records)
+
+
+def _ack(state: State, epoch: Epoch) -> Ack:
+    return Ack(rank=state.rank, incarnation=state.running, epoch=epoch, prepared=True)
+
+
+def _report(state: State, fault: Fault) -> FaultReport:
+    return FaultReport(
+        reporter=state.rank,
+        incarnation=state.running,
+        epoch=fault.epoch,
+        step=fault.step,
+        suspicions=fault.suspicions,
+        receive_wait_us=fault.receive_wait_us,
+        detected_unix_ns=fault.detected_unix_ns,
+    )
+
+
+def _blame(fault: Fault) -> str:
+    named = ", ".join(f"{suspicion.rank} ({suspicion.evidence})" for suspicion in fault.suspicions)
+    return f"step {fault.step} of epoch {fault.epoch} abandoned; suspects: {named or 'none'}"
