@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.messages import Activated, Commit, Discard, Drain, Fault, Hello, Prepare, Prepared, Ready
+from schemas.messages import (
+    Activated,
+    Ask,
+    Commit,
+    Discard,
+    Drain,
+    EngineStatus,
+    Fault,
+    Hello,
+    Prepare,
+    Prepared,
+    Ready,
+)
 from schemas.records import Ack, EpochRecord, EpochVersion, FaultReport, Registration, Suspicion
 from schemas.vocabulary import Cut, Evidence, Member
 from worker.agent.core import Policy, State, decide
@@ -57,6 +69,10 @@ def seen(committed, preparing=None, now=1.0):
     return EpochSeen(now, record, PLAN, PLAN if preparing else None)
 
 
+def status(*, running=0, waiting=0):
+    return EngineStatus(epoch=1, prepared=2, step=5, running=running, waiting=waiting, draining=True)
+
+
 def follow(state, *events):
     for event in events:
         state, decision = decide(state, event)
@@ -85,9 +101,8 @@ def prepare(epoch, *incarnations, cut=Cut.PLANNED):
 
 
 def registered(**fields):
-    return Publish(
-        Registration(**{"rank": 1, "incarnation": 7, "host": "a", "link_address": "/l", "slots": 3, **fields})
-    )
+    shape = {"layers": 1, "experts": 4, "slots": 3, "expert_bytes": 8, "model": "m", "checkpoint": "c"}
+    return Publish(Registration(rank=1, incarnation=7, host="a", link_address="/l", **shape, **fields))
 
 
 def test_a_fresh_rank_registers_prepares_and_crosses_into_the_first_epoch():
@@ -167,10 +182,18 @@ def test_exclusion_fences_the_engine_before_it_ends_and_the_rank_comes_back():
     assert follow(state, Tick(9.0, 8))[1] == [StartEngine(8)]
 
 
-def test_a_planned_farewell_parks_the_engine_which_can_be_asked_back():
+def test_a_planned_farewell_waits_for_the_last_request_and_parks_the_engine_which_can_be_asked_back():
     state, actions = follow(up(), seen(version(1, 3, 7), version(2, 3)))
     assert actions == [prepare(2, 3)], "it still takes part in the last step of epoch 1"
-    state, actions = follow(state, Heard(2.0, Prepared(epoch=2, ok=True)), seen(version(2, 3)))
+    state, actions = follow(state, Heard(2.0, Prepared(epoch=2, ok=True)))
+    assert actions == [Send(Ask())]
+    state, actions = follow(state, Heard(2.0, status(running=1, waiting=2)))
+    assert actions == [WakeAt(2.2)]
+    state, actions = follow(state, Tick(2.2, 8))
+    assert actions == [Send(Ask())]
+    state, actions = follow(state, Heard(2.3, status()))
+    assert actions == [Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=True))]
+    state, actions = follow(state, seen(version(2, 3)))
     assert actions == [Committed(2), Send(Commit(epoch=2, cut=Cut.PLANNED))]
     assert follow(state, seen(version(3, 4)))[1] == [], "others' epochs are not its business"
     assert follow(state, seen(version(3, 4), version(4, 4, 7)))[1] == [prepare(4, 4, 7)]

@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, assert_never
 
 from msgspec import structs
 
-from schemas.messages import Activated, Commit, Discard, Drain, EngineStatus, Fault, Hello, Prepare, Prepared, Ready
+from schemas.messages import (
+    Activated,
+    Ask,
+    Commit,
+    Discard,
+    Drain,
+    EngineStatus,
+    Fault,
+    Hello,
+    Prepare,
+    Prepared,
+    Ready,
+)
 from schemas.records import Ack, FaultReport, Registration, Suspicion
 from schemas.vocabulary import Cut, Evidence
 from worker.agent.events import (
@@ -54,6 +66,8 @@ class Policy:
     stable_after_s: float = 60.0
     """An engine that ran this long starts its back-off anew."""
     prepare_deadline_s: float = 60.0
+    drain_poll_s: float = 0.2
+    """How often a rank that is to go looks whether its requests have ended."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class State:
         prepared: highest epoch the engine says it prepared.
         crossed: highest epoch whose commit was passed on.
         activated: epoch the engine runs under.
+        farewell: the acknowledgement of an epoch without us, held back until our last request has ended.
         leaving: why the rank wants to go; empty while it stays.
         leave_by: when it goes without being let go.
     """
@@ -90,6 +105,7 @@ class State:
     prepared: Epoch = 0
     crossed: Epoch = 0
     activated: Epoch = 0
+    farewell: Ack | None = None
     leaving: str = ""
     leave_by: float = 0.0
 
@@ -145,6 +161,7 @@ def _start(state: State, now: float, incarnation: Incarnation) -> tuple[State, D
         prepared=0,
         crossed=0,
         activated=0,
+        farewell=None,
     )
     return fresh, Decision((StartEngine(incarnation),), f"engine starts as incarnation {incarnation}")
 
@@ -169,7 +186,14 @@ def _engine_ended(state: State, event: EngineEnded) -> tuple[State, Decision]:
     restarts = 0 if stable else state.restarts
     wait = min(state.policy.longest_backoff_s, state.policy.first_backoff_s * 2**restarts)
     down = replace(
-        state, running=0, hello=None, ready=False, restarts=restarts + 1, restart_at=event.now + wait, activated=0
+        state,
+        running=0,
+        hello=None,
+        ready=False,
+        restarts=restarts + 1,
+        restart_at=event.now + wait,
+        activated=0,
+        farewell=None,
     )
     return down, Decision(
         (report, end, Publish(_registration(down)), WakeAt(down.restart_at)),
@@ -185,6 +209,8 @@ def _tick(state: State, event: Tick) -> tuple[State, Decision]:
         )
     if not state.running and not state.leaving and state.restart_at and event.now >= state.restart_at:
         return _start(state, event.now, event.incarnation)
+    if state.farewell is not None:
+        return state, Decision((Send(Ask()),), "are there requests left?")
     return state, Decision()
 
 
@@ -207,17 +233,36 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
         case Fault():
             return state, Decision((Publish(_report(state, message)),), _blame(message))
         case EngineStatus():
-            return state, Decision()
+            return _status(state, event.now, message)
     assert_never(message)
 
 
 def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
     if message.epoch != state.asked:
         return state, Decision(reason=f"late answer for epoch {message.epoch}, asked for {state.asked} since")
-    ack = structs.replace(_ack(state, message.epoch), prepared=message.ok, error=message.error, loads=message.loads)
-    prepared = replace(state, prepared=message.epoch if message.ok else state.prepared)
-    reason = f"epoch {message.epoch} prepared" if message.ok else f"epoch {message.epoch} failed: {message.error}"
-    return prepared, Decision((Publish(ack),), reason)
+    ack = structs.replace(
+        _ack(state, message.epoch),
+        prepared=message.ok,
+        error=message.error,
+        loads=message.loads,
+        missing=message.missing,
+    )
+    if not message.ok:
+        return state, Decision((Publish(ack),), f"epoch {message.epoch} failed: {message.error}")
+    prepared = replace(state, prepared=message.epoch)
+    version = state.record.preparing if state.record else None
+    if version is not None and version.epoch == message.epoch and not state.among(version):
+        return replace(prepared, farewell=ack), Decision((Send(Ask()),), "prepared to go; are there requests left?")
+    return prepared, Decision((Publish(ack),), f"epoch {message.epoch} prepared")
+
+
+def _status(state: State, now: float, status: EngineStatus) -> tuple[State, Decision]:
+    if state.farewell is None:
+        return state, Decision()
+    left = status.running + status.waiting
+    if left:
+        return state, Decision((WakeAt(now + state.policy.drain_poll_s),), f"{left} requests left before we can go")
+    return replace(state, farewell=None), Decision((Publish(state.farewell),), "the last request has ended; may go")
 
 
 # --- epochs ---------------------------------------------------------------------------------------------------------
@@ -238,7 +283,7 @@ def _epoch_seen(state: State, event: EpochSeen) -> tuple[State, Decision]:
     dropped = gave_up is not None and event.record.preparing is None and committed.epoch < gave_up.epoch
     if dropped and gave_up is not None and seen.asked == gave_up.epoch:
         actions.append(Send(Discard(epoch=gave_up.epoch)))
-        seen = replace(seen, asked=committed.epoch)
+        seen = replace(seen, asked=committed.epoch, farewell=None)
     seen, decision = _follow(seen, event)
     reason = decision.reason or (f"epoch {gave_up.epoch} rolled back" if dropped and gave_up else "nothing asked of us")
     return seen, Decision((*actions, *decision.actions), reason)
@@ -251,7 +296,7 @@ def _age(record: EpochRecord) -> tuple[int, int]:
 def _excluded(state: State, event: EpochSeen) -> tuple[State, Decision]:
     """The others go on without us: whatever we still do must not reach them (invariant 6), and we come back anew."""
     reason = f"excluded by epoch {event.record.committed.epoch}: {event.record.committed.reason}"
-    down = replace(state, running=0, hello=None, ready=False, activated=0, restart_at=event.now)
+    down = replace(state, running=0, hello=None, ready=False, activated=0, farewell=None, restart_at=event.now)
     actions: tuple[Action, ...] = (EndEngine(reason, fence=True), Publish(_registration(down)), WakeAt(event.now))
     if state.leaving:
         actions = (EndEngine(reason, fence=True), Exit(reason))
@@ -281,7 +326,7 @@ def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Deci
     actions += [Committed(version.epoch), Send(Commit(epoch=version.epoch, cut=version.cut))]
     crossed = replace(state, asked=max(state.asked, version.epoch), crossed=version.epoch)
     if not state.among(version):  # let go: the engine parks, and may be asked back as it is
-        crossed = replace(crossed, activated=0)
+        crossed = replace(crossed, activated=0, farewell=None)
         if state.leaving:
             actions.append(Exit(f"left: {state.leaving}"))
     return crossed, Decision(tuple(actions), f"crosses into epoch {version.epoch}: {version.reason}")
@@ -319,7 +364,8 @@ def _registration(state: State) -> Registration:
     """The rank's registration as it stands now."""
     known = structs.replace(state.identity, incarnation=state.running, ready=state.ready, leaving=state.leaving)
     if state.hello is not None:
-        known = structs.replace(known, link_address=state.hello.link_address, slots=state.hello.slots)
+        shared = ("link_address", "layers", "experts", "slots", "expert_bytes", "model", "checkpoint")
+        known = structs.replace(known, **{name: getattr(state.hello, name) for name in shared})
     if state.activated and state.record is not None and state.active:
         known = structs.replace(known, holds=state.record.committed.placement)
     return known
