@@ -1,0 +1,1 @@
+"""etcd for tools and tests: local members on free ports."""
