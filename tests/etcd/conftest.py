@@ -10,6 +10,7 @@ import pytest
 from controlplane.etcd import EtcdClient
 from schemas.config import EtcdConfig
 from tools.etcd.local import LocalEtcd, installed_binaries
+from tools.simulation.etcd_model import EtcdModel
 
 BINARIES = installed_binaries()
 SHAPES = [(version, members) for version in BINARIES for members in (1, 3)]
@@ -50,7 +51,13 @@ def prefix():
     return f"/test/{uuid.uuid4().hex[:12]}/"
 
 
-@pytest.fixture
-async def etcd(cluster):
-    async with EtcdClient(EtcdConfig(endpoints=cluster.endpoints)) as client:
-        yield client
+@pytest.fixture(params=[*SHAPES, None], ids=lambda shape: name_of(shape) if shape else "model")
+async def etcd(request, shared_clusters):
+    """Every kind of ``Etcd``: real ones and the in-memory model."""
+    if request.param is None:
+        async with EtcdModel() as model:
+            yield model.client("test")
+    else:
+        cluster = shared_clusters(*request.param)
+        async with EtcdClient(EtcdConfig(endpoints=cluster.endpoints)) as client:
+            yield client

@@ -14,6 +14,7 @@ from controlplane.etcd import (
     Get,
     LeaseNotFoundError,
     Put,
+    RejectedError,
     TooLargeError,
     Txn,
     Watch,
@@ -84,6 +85,12 @@ async def test_a_transaction_is_one_revision_and_reads_its_own_writes(etcd, pref
     assert {kv.mod_revision for kv in done.replies[3]} == {done.revision}
 
 
+async def test_a_transaction_may_not_put_a_key_twice(etcd, prefix):
+    with pytest.raises(RejectedError):
+        await etcd.txn(Txn(then=(Put(f"{prefix}a", b"1"), Put(f"{prefix}a", b"2"))))
+    assert not (await etcd.get(prefix)).items
+
+
 async def test_the_create_revision_tells_a_key_from_its_successor(etcd, prefix):
     first = await etcd.put(f"{prefix}a", b"same")
     await etcd.delete(f"{prefix}a")
@@ -149,6 +156,13 @@ async def test_a_watch_from_a_compacted_revision_says_so(etcd, prefix):
     now = await etcd.put(f"{prefix}a", b"3")
     await etcd.compact(now)
     await etcd.compact(now)  # a second time is fine: several replicas may do it
+    assert (await etcd.get(f"{prefix}a", revision=now)).only.value == b"3"
+    with pytest.raises(RejectedError):
+        await etcd.get(f"{prefix}a", revision=now + 1_000_000)
+    with pytest.raises(RejectedError):
+        await etcd.compact(now + 1_000_000)
+    async with aclosing(Watch(etcd, prefix, after=now - 1).changes()) as changes:
+        assert [change.revision for change in await take(changes, 1)] == [now]
     with pytest.raises(CompactedError):
         await etcd.get(f"{prefix}a", revision=old)
     async with aclosing(Watch(etcd, prefix, after=old).changes()) as changes:

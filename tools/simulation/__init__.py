@@ -1,0 +1,1 @@
+"""Deterministic simulation: an in-memory etcd, virtual time, and the real control plane over both."""
