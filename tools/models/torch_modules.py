@@ -27,6 +27,7 @@ def _declare() -> torch.library.Library:
 _DECLARED = _declare()  # the schemas live as long as this object
 
 from transformers import (  # noqa: E402  # only after the schemas exist
+    AutoModelForCausalLM,
     AutoTokenizer,
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
@@ -34,4 +35,12 @@ from transformers import (  # noqa: E402  # only after the schemas exist
     Qwen3MoeForCausalLM,
 )
 
-__all__ = ["AutoTokenizer", "Glm4MoeConfig", "Glm4MoeForCausalLM", "Qwen3MoeConfig", "Qwen3MoeForCausalLM", "torch"]
+__all__ = [
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "Glm4MoeConfig",
+    "Glm4MoeForCausalLM",
+    "Qwen3MoeConfig",
+    "Qwen3MoeForCausalLM",
+    "torch",
+]

@@ -37,7 +37,7 @@ CONTEXT = 2048
 class Schedule:
     """How long and how fast to learn."""
 
-    steps: int = 1600
+    steps: int = 2000
     batch: int = 3
     """Sequences per step."""
     length: int = 512
@@ -64,7 +64,7 @@ def config(vocabulary: int) -> Qwen3MoeConfig:
         norm_topk_prob=True,
         decoder_sparse_step=1,
         mlp_only_layers=[],
-        router_aux_loss_coef=0.002,
+        router_aux_loss_coef=0.01,
         output_router_logits=True,
         tie_word_embeddings=True,
         max_position_embeddings=CONTEXT,
