@@ -1,0 +1,114 @@
+"""Follows the epoch key and works out what each version asks of this rank."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from controlplane.etcd import Get, Txn, Watch
+from schemas.codec import decode
+from schemas.loads import loads_for
+from schemas.messages import Peer
+from schemas.placement import Placement
+from schemas.records import Backup, EpochRecord, Registration
+from worker.agent.events import EpochSeen, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from controlplane.etcd import Etcd, Listing
+    from schemas.keys import Keys
+    from schemas.records import EpochVersion
+    from schemas.vocabulary import Rank
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 8
+"""Placements kept by digest: the live one, the next one, and some that may come back."""
+
+
+class EpochFollower:
+    """One ``EpochSeen`` for every epoch record, in order, with all that this rank needs to act on it."""
+
+    def __init__(self, etcd: Etcd, keys: Keys, rank: Rank) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._rank = rank
+        self._placements: dict[str, Placement] = {}
+
+    async def follow(self) -> AsyncIterator[EpochSeen]:
+        """Yield for ever; etcd's absence is waited out."""
+        async for change in Watch(self._etcd, self._keys.epoch):
+            for event in change.events:
+                if event.item.value:
+                    yield await self._read(decode(event.item.value, EpochRecord, key=event.key))
+
+    async def _read(self, record: EpochRecord) -> EpochSeen:
+        """Everything that the record names, in one round trip."""
+        names = {record.committed.placement, record.held}
+        if record.preparing is not None:
+            names.add(record.preparing.placement)
+        unknown = sorted(name for name in names if name and name not in self._placements)
+        reads = [Get(self._keys.ranks), Get(self._keys.backups), *(Get(self._keys.placement(name)) for name in unknown)]
+        result = await self._etcd.txn(Txn(then=tuple(reads)))
+        ranks, backups, *placements = result.replies
+        for name, listing in zip(unknown, placements, strict=True):
+            if listing.only is not None:
+                self._remember(name, Placement.from_wire(listing.only.value))
+        registrations = _by_rank(ranks)
+        kept = [decode(item.value, Backup, key=item.key) for item in backups]
+        preparing = record.preparing
+        return EpochSeen(
+            now=asyncio.get_running_loop().time(),
+            record=record,
+            committed=self._plan(structs.replace(record, preparing=None), record.committed, registrations, kept),
+            preparing=self._plan(record, preparing, registrations, kept) if preparing else None,
+        )
+
+    def _remember(self, name: str, placement: Placement) -> None:
+        self._placements[name] = placement
+        while len(self._placements) > _REMEMBERED:
+            del self._placements[next(iter(self._placements))]
+
+    def _plan(
+        self,
+        record: EpochRecord,
+        version: EpochVersion,
+        registrations: Mapping[Rank, Registration],
+        backups: list[Backup],
+    ) -> Plan:
+        target = self._placements.get(version.placement)
+        if target is None:  # epoch 0 has none
+            return Plan(placement=b"", digest=version.placement, peers=(), loads=())
+        concerned = any(member.rank == self._rank for member in version.members)
+        loads = loads_for(
+            self._rank,
+            record=record,
+            target=target,
+            held=self._placements.get(record.held),
+            registrations=registrations,
+            backups=backups,
+        )
+        return Plan(
+            placement=target.wire,
+            digest=version.placement,
+            peers=_peers(version, registrations),
+            loads=loads if concerned else (),
+        )
+
+
+def _by_rank(listing: Listing) -> dict[Rank, Registration]:
+    found = [decode(item.value, Registration, key=item.key) for item in listing]
+    return {registration.rank: registration for registration in found}
+
+
+def _peers(version: EpochVersion, registrations: Mapping[Rank, Registration]) -> tuple[Peer, ...]:
+    """How to reach the members that are (still) registered as the epoch knows them."""
+    return tuple(
+        Peer(rank=member.rank, incarnation=member.incarnation, host=there.host, link_address=there.link_address)
+        for member in version.members
+        if (there := registrations.get(member.rank)) is not None and there.incarnation == member.incarnation
+    )
