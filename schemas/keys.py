@@ -115,3 +115,12 @@ class Keys:
     def backup(self, rank: Rank) -> str:
         """What one rank's host keeps."""
         return f"{self.backups}{rank:04d}"
+
+    @property
+    def loads(self) -> str:
+        """Prefix of the expert loads that ranks measured."""
+        return f"{self.prefix}loads/"
+
+    def load(self, rank: Rank) -> str:
+        """What one rank routed lately."""
+        return f"{self.loads}{rank:04d}"

@@ -27,6 +27,8 @@ class Spec(Record, frozen=True, kw_only=True):
 
     ranks: int = 0
     """Ranks to wait for before the first epoch; 0 forms as soon as every expert has a slot."""
+    max_ranks: int = 0
+    """Rows of every placement, at least; 0 makes them as many as the highest rank needs."""
     form_wait_s: float = 5.0
     """How long the first epoch waits for the rest once the ready ranks could cover every expert."""
     survivability: Survivability = Survivability.RANK
@@ -34,8 +36,10 @@ class Spec(Record, frozen=True, kw_only=True):
     """For a planned change: links, loads and the drained rank's last requests."""
     abort_deadline_s: float = 30.0
     """For survivors to load what an unplanned epoch needs; a rank that is later is excluded if the others are not."""
-    activate_deadline_s: float = 10.0
+    activate_deadline_s: float = 30.0
     """From all prepared to all across: one step, or one ring of an idle rank."""
+    source_retry_s: float = 10.0
+    """A rank whose checkpoint lacked something is asked again after this, or as soon as it registers anew."""
     on_timeout: OnTimeout = OnTimeout.ROLLBACK
     silent_tie_s: float = 1.0
     """How long accusations without a majority wait for more reports before the smaller evil is chosen."""

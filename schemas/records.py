@@ -105,6 +105,9 @@ class EpochRecord(Record, frozen=True, kw_only=True):
     held: str = ""
     """Digest of the placement that says what each slot was known to hold when this record was written (weights have no
     meaning in it; uncertain slots are empty). ``schemas.loads`` derives from it what each rank has to load."""
+    loading: bool = False
+    """``committed`` was decided before its slots were filled (an unplanned loss): every member loads what is missing,
+    then acknowledges. Otherwise a committed version has nothing left to load."""
     issued: Epoch = 0
     """Highest epoch number ever used: a rolled-back number is never used again, or its acknowledgements would count."""
     fence: Fence = 0
@@ -170,9 +173,15 @@ class Status(Record, frozen=True, kw_only=True):
     paused: str = ""
     """Why automatic recovery is paused (who: why), empty when it runs."""
     target: int = 0
-    """How many ranks the operator wants, 0 for all that are there."""
-    rebalance: str = ""
-    """Id of the operation that asks for a new placement of the same members."""
+    """How many ranks the operator wants, 0 for all that are there; the others stand by."""
+    pause_losses: bool = False
+    """While paused, dead ranks are still excluded."""
+    victims: tuple[Rank, ...] = ()
+    """Ranks that are left out first where more than ``target`` are there."""
+    goal: str = ""
+    """Digest of the placement that a rebalance moves to, flip by flip; empty when none is wanted."""
+    goal_cause: str = ""
+    """The operation that wants ``goal``."""
     fence: Fence = 0
 
 
@@ -183,3 +192,13 @@ class Backup(Record, frozen=True, kw_only=True):
     host: str
     address: str
     experts: tuple[tuple[int, int], ...] = ()
+
+
+class ExpertLoad(Record, frozen=True, kw_only=True):
+    """``loads/<r>``: what one rank routed lately, for the planner; written seldom (tens of seconds), never per step."""
+
+    rank: Rank
+    layers: int
+    experts: int
+    tokens: bytes
+    """float16 [layers, experts]: share of this rank's routed tokens per layer, times its token rate."""

@@ -1,0 +1,190 @@
+"""What the core knows: a fold of etcd, and since when this replica knows what has no time of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias
+
+from schemas.policy import Spec
+from schemas.records import RankView, Status
+from schemas.vocabulary import RankState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from schemas.operations import Operation, PastEpoch, Recovery
+    from schemas.placement import Placement
+    from schemas.records import Ack, Backup, EpochRecord, ExpertLoad, FaultReport, Record, Registration
+    from schemas.vocabulary import Epoch, Fence, Incarnation, Rank
+
+SECOND = 1_000_000_000
+"""ns; all times of the core are Unix ns as integers, so that runs are exactly repeatable."""
+
+
+class Kind(Enum):
+    """Which key of ``schemas.keys`` a change is about; the value is the name of the state's field."""
+
+    SPEC = "spec"
+    EPOCH = "record"
+    STATUS = "status"
+    RANK = "registrations"
+    REPORT = "reports"
+    ACK = "acks"
+    OPERATION = "operations"
+    RECOVERY = "recoveries"
+    BACKUP = "backups"
+    PLACEMENT = "placements"
+    LOAD = "loads"
+    PAST = "past"
+    """``history/<epoch>``: written and forgotten here, never folded: nothing is decided from it."""
+
+
+Name: TypeAlias = "str | Rank | tuple[Epoch, Rank]"
+"""What tells keys of one kind apart: an id, a rank, or (epoch, rank); empty for the single ones."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key changed; ``value`` is None when it was deleted."""
+
+    kind: Kind
+    name: Name
+    value: Record | Placement | None
+    revision: int
+
+
+@dataclass(frozen=True)
+class Observed:
+    """etcd delivered changes (all of one revision together, or a first listing)."""
+
+    now: int
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+    now: int
+
+
+@dataclass(frozen=True)
+class Elected:
+    """This replica leads under ``fence`` and has observed everything up to its election."""
+
+    now: int
+    fence: Fence
+
+
+@dataclass(frozen=True)
+class Deposed:
+    """This replica does not lead any more."""
+
+    now: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """``write`` was applied at ``revision``; 0 when a guard failed (what stands there now was observed before)."""
+
+    now: int
+    write: Write
+    revision: int
+
+
+Event: TypeAlias = Observed | Tick | Elected | Deposed | Written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """The core's only instruction: one transaction, guarded by the fence and by each record it is based on."""
+
+    reason: str
+    decided: int
+    record: EpochRecord | None = None
+    """Guarded by the mod_revision of the epoch the core saw."""
+    status: Status | None = None
+    placements: tuple[Placement, ...] = ()
+    past: PastEpoch | None = None
+    recoveries: tuple[Recovery, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    """Each guarded by the mod_revision the core saw."""
+    forget: tuple[tuple[Kind, Name], ...] = ()
+    """Keys to delete; an ACK is named by its epoch alone, and all of that epoch's go."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Frozen: an event makes a new one. Everything but the last four fields can be read back from etcd."""
+
+    replica: str
+    now: int = 0
+    spec: Spec = field(default_factory=Spec)
+    record: EpochRecord | None = None
+    status: Status = field(default_factory=Status)
+    registrations: Mapping[Rank, Registration] = field(default_factory=dict)
+    reports: Mapping[Rank, FaultReport] = field(default_factory=dict)
+    acks: Mapping[tuple[Epoch, Rank], Ack] = field(default_factory=dict)
+    operations: Mapping[str, Operation] = field(default_factory=dict)
+    recoveries: Mapping[str, Recovery] = field(default_factory=dict)
+    backups: Mapping[Rank, Backup] = field(default_factory=dict)
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    loads: Mapping[Rank, ExpertLoad] = field(default_factory=dict)
+    revisions: Mapping[tuple[Kind, Name], int] = field(default_factory=dict)
+    fence: Fence = 0
+    """0 while this replica follows."""
+    writing: bool = False
+    """A transaction is under way: decide nothing until its outcome is known."""
+    noticed: Mapping[str, int] = field(default_factory=dict)
+    """When something without a time of its own was first seen here; a successor starts its own patience."""
+    said: str = ""
+    """The last reason, to say a new one once."""
+
+    @property
+    def live(self) -> Placement | None:
+        """The committed placement."""
+        return self.placements.get(self.record.committed.placement) if self.record else None
+
+    @property
+    def members(self) -> dict[Rank, Incarnation]:
+        """Members of the committed epoch."""
+        return {member.rank: member.incarnation for member in self.record.committed.members} if self.record else {}
+
+    @property
+    def joining(self) -> dict[Rank, Incarnation]:
+        """Members of the version being prepared."""
+        preparing = self.record.preparing if self.record else None
+        return {member.rank: member.incarnation for member in preparing.members} if preparing else {}
+
+    @property
+    def next_epoch(self) -> Epoch:
+        """The first number that was never used."""
+        if self.record is None:
+            return 1
+        used = [self.record.committed.epoch, self.record.issued]
+        if self.record.preparing:
+            used.append(self.record.preparing.epoch)
+        return max(used) + 1
+
+    def view(self, rank: Rank) -> RankView:
+        """What the leader last decided about ``rank``."""
+        return self.views.get(rank) or RankView(rank=rank, state=RankState.EMPTY)
+
+    @property
+    def views(self) -> dict[Rank, RankView]:
+        """``status.ranks`` by rank."""
+        return {view.rank: view for view in self.status.ranks}
+
+    def since(self, what: str) -> int:
+        """How long ago ``what`` was first noticed, ns; 0 when it is not."""
+        return self.now - self.noticed[what] if what in self.noticed else 0
+
+    def notice(self, what: str) -> State:
+        """The state that remembers since when ``what`` holds."""
+        return self if what in self.noticed else replace(self, noticed={**self.noticed, what: self.now})
+
+    def forget(self, prefix: str) -> State:
+        """The state without what starts with ``prefix``."""
+        kept = {what: at for what, at in self.noticed.items() if not what.startswith(prefix)}
+        return self if len(kept) == len(self.noticed) else replace(self, noticed=kept)
