@@ -1,0 +1,166 @@
+"""Plans and repairs: pure functions from what is to what shall be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from controlplane.planner.balance import imbalance
+from controlplane.planner.constraints import Constraints, require
+from controlplane.planner.errors import InfeasibleError
+from controlplane.planner.layers import checked_live, checked_load, empty, evolve
+from controlplane.planner.plan import Plan, explain_target, presence
+from schemas.placement import Placement
+from schemas.policy import Survivability
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from controlplane.planner.topology import Topology
+
+WORTH_STARTING_OVER = 1.01
+"""A plan that starts from the live placement moves far less; only a layer it leaves this much worse is planned anew."""
+
+DEFAULT = Constraints()
+
+
+def plan(
+    topology: Topology,
+    load: npt.ArrayLike,
+    *,
+    live: Placement | None = None,
+    constraints: Constraints = DEFAULT,
+) -> Plan:
+    """The best placement for a load, from nothing or from what is live.
+
+    Args:
+        topology: ranks that may be used.
+        load: [layers, experts] tokens, any unit.
+        live: what slots hold now. Everything that can stay where it is stays.
+        constraints: what the placement must keep to. A movement budget applies only where ``live`` is given.
+
+    Returns:
+        A placement that covers every expert with the survivability asked for.
+
+    Raises:
+        InfeasibleError: the slots cannot give that; the message names the nearest that is possible.
+        InvalidInputError: an argument that no plan could answer.
+    """
+    demand = checked_load(load)
+    require(topology, experts=demand.shape[1], survivability=constraints.survivability)
+    if live is None:
+        placement, _ = evolve(empty(demand, topology), demand, topology, constraints, scratch=True)
+        reason = f"planned from nothing on {len(topology.usable)} ranks"
+    else:
+        checked_live(live, demand, topology)
+        placement = _from_live(live, demand, topology, constraints)
+        reason = f"planned from the live placement on {len(topology.usable)} ranks"
+    answer = Plan(
+        placement=placement,
+        before=live,
+        topology=topology,
+        load=demand,
+        survivability=constraints.survivability,
+        reason=reason + explain_target(constraints),
+        needed=_needed(live, topology, constraints, demand),
+    )
+    _confirm(answer, constraints)
+    return answer
+
+
+def repair(
+    topology: Topology,
+    load: npt.ArrayLike,
+    *,
+    live: Placement,
+    constraints: Constraints = DEFAULT,
+) -> Plan:
+    """After a loss: one copy for each expert that has none, and the best split over the copies there are.
+
+    Slots that are overwritten held redundant copies. Survivability is restored as far as slots and
+    ``constraints.movement_budget`` allow (None counts as 0 here: an unplanned epoch loads only what validity needs),
+    and what then remains of the budget goes to the balance of the worst layers.
+
+    Args:
+        topology: the ranks that remain or join.
+        load: [layers, experts] tokens, any unit.
+        live: what every slot is known to hold; ranks outside ``topology`` do not count.
+        constraints: ``movement_budget`` counts slots beyond those that coverage needs.
+
+    Raises:
+        InfeasibleError: fewer slots than experts; the message says how many ranks it takes.
+        InvalidInputError: an argument that no plan could answer.
+    """
+    demand = checked_load(load)
+    checked_live(live, demand, topology)
+    obtainable = demand.shape[1]
+    if constraints.unavailable:
+        gone = np.bincount([layer for layer, _ in constraints.unavailable], minlength=demand.shape[0])
+        obtainable -= int(gone.min())
+    require(topology, experts=obtainable, survivability=Survivability.NONE)
+    placement, uncovered = evolve(live, demand, topology, constraints, budget=constraints.movement_budget or 0)
+    if uncovered:
+        raise InfeasibleError(
+            f"one copy of every expert ({uncovered} left over)",
+            needed=demand.shape[1],
+            present=topology.slots,
+            nearest=None,
+            remedy="pinned copies take the rest: unpin them",
+        )
+    return Plan(
+        placement=placement,
+        before=live,
+        topology=topology,
+        load=demand,
+        survivability=constraints.survivability,
+        reason=f"repaired on {len(topology.usable)} ranks" + explain_target(constraints),
+        needed=_needed(live, topology, constraints, demand),
+    )
+
+
+def _from_live(
+    live: Placement, load: npt.NDArray[np.float64], topology: Topology, constraints: Constraints
+) -> Placement:
+    near, _ = evolve(live, load, topology, constraints, budget=constraints.movement_budget)
+    if constraints.movement_budget is not None:
+        return near
+    fresh, _ = evolve(live, load, topology, constraints, scratch=True)
+    worse = imbalance(near, load, topology) > WORTH_STARTING_OVER * imbalance(fresh, load, topology)
+    short = presence(near, topology.domains(constraints.survivability)).min(axis=1) < constraints.copies
+    anew = (worse | short)[:, None, None]
+    return Placement(
+        slots=np.where(anew, fresh.slots, near.slots),
+        weights=np.where(anew, fresh.weights, near.weights),
+        n_experts=live.n_experts,
+    )
+
+
+def _needed(live: Placement | None, topology: Topology, constraints: Constraints, load: npt.NDArray[np.float64]) -> int:
+    """(layer, expert) pairs that are in no slot of a usable rank: the fewest writes that coverage can do with."""
+    if live is None:
+        return load.size - len(constraints.unavailable)
+    loaded = replace(live, weights=np.ones_like(live.weights))
+    usable = topology.capacity[None, :, None] > np.arange(topology.width)
+    held = replace(loaded, slots=np.where(usable, live.slots, np.uint16(0xFFFF)))
+    orphans = presence(held, topology.domains(Survivability.RANK)) == 0
+    return int(orphans.sum()) - sum(bool(orphans[layer, expert]) for layer, expert in constraints.unavailable)
+
+
+def _confirm(answer: Plan, constraints: Constraints) -> None:
+    """Refuse rather than return a placement that does not keep its promise (pins can make it impossible)."""
+    held = presence(answer.placement, answer.topology.domains(constraints.survivability))
+    for layer, expert in constraints.unavailable:
+        held[layer, expert] = constraints.copies
+    budgeted = answer.before is not None and constraints.movement_budget is not None
+    wanted = 1 if budgeted else constraints.copies
+    short = int((held < wanted).sum())
+    if short:
+        raise InfeasibleError(
+            f"{constraints.survivability} survivability of {short} experts beside the pinned ones",
+            needed=wanted * held.shape[1],
+            present=answer.topology.slots,
+            nearest=Survivability.NONE if wanted > 1 else None,
+            remedy="unpin some of them, or ask for less",
+        )

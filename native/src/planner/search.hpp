@@ -1,0 +1,52 @@
+// Changes to a layer, each the best of its kind: what repair, rebalance and plan are made of.
+#pragma once
+
+#include <vector>
+
+#include "layer.hpp"
+
+namespace planner {
+
+// Gives every expert without a copy exactly one, in a free slot or over a redundant copy. Nothing else is written, so
+// the movement is the true minimum. Returns the experts that no slot was left for.
+int cover(Layer& layer);
+
+// Gives experts in too few failure domains another copy, heaviest first, writing at most `budget` slots.
+// Returns the slots written.
+int survive(Layer& layer, int budget);
+
+// Gives free slots a copy of the experts with the fewest and fullest copies. Returns the slots written.
+int fill(Layer& layer, int budget);
+
+// One change that improve() may make.
+struct Move {
+  enum class Kind { kNothing, kCopy, kSwap, kShift } kind = Kind::kNothing;
+  double gain = 0;
+  int cost = 0;
+  int from = kNone;    // kSwap, kShift: the slot whose expert leaves
+  int to = kNone;      // the slot that is written
+  int expert = kNone;  // kCopy: what is written
+};
+
+struct Effort {
+  int budget = 0;           // slots that may be written beyond those already written
+  bool anything = false;    // planning from nothing: any two slots may be exchanged
+  double tolerance = 1e-3;  // of the ideal pressure: good enough
+  int patience = 6;         // changes in a row that may fail to lower the worst pressure
+  int rounds = 400;
+};
+
+// The best state found for each number of slots written: states[k] writes k slots more than the start.
+struct Frontier {
+  std::vector<Layer> states;
+  std::vector<double> worst;
+};
+
+// Lowers the worst pressure by copying experts of the most pressed ranks over redundant copies elsewhere, and by
+// exchanging slots that are to be written anyway.
+void improve(Layer& layer, const Effort& effort, Frontier* frontier = nullptr);
+
+// Whether the copy may go: the expert keeps another one, and (when `strict`) no failure domain it needs.
+bool removable(const Layer& layer, int slot, bool strict);
+
+}  // namespace planner
