@@ -1,0 +1,259 @@
+"""The engine inside SGLang's scheduler process: builds the parts, and is what the hooks call."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from native import _native
+from schemas.messages import EngineStatus, Hello
+from worker.engine import seams
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.control import Control
+from worker.engine.errors import EngineError, StepAbandonedError
+from worker.engine.layers import MoELayers
+from worker.engine.links import Links
+from worker.engine.loader import Loader
+from worker.engine.lockstep import Lockstep
+from worker.engine.manifest import obtain
+from worker.engine.membership import Membership
+from worker.engine.plugin import or_leave
+from worker.engine.preparing import Preparing
+from worker.engine.settings import Missing
+from worker.engine.slots import SlotStore
+from worker.engine.support import check_arguments, check_scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.engine.settings import EngineSettings
+
+log = logging.getLogger("eep.engine")
+
+_SWITCH_S = 0.0005
+"""How long another Python thread may keep the interpreter from the stepping thread (default 5 ms: a decode step)."""
+_LINGER_MS = 20
+"""How long an idle rank stays at hand for a peer's next step before it goes back to SGLang's own idle loop."""
+
+
+class Engine:
+    """One rank's engine; lives as long as the scheduler process."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.layers = MoELayers(settings, Checkpoint(Path(settings.model_path)))
+        self.lockstep: Lockstep | None = None
+        self._scheduler: Any = None
+        self._control: Control | None = None
+        self._in_step = False
+        self._bell = Bell()
+
+    # --- hooks --------------------------------------------------------------------------------------------------------
+
+    def start(self, original: Callable[..., None], scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
+        """Scheduler.__init__: build the model with slots, then join the instance."""
+        check_arguments(server_args)
+        original(scheduler, server_args, *args, **kwargs)
+        check_scheduler(scheduler)
+        self.layers.finish()
+        self._scheduler = scheduler
+        self._join(scheduler)
+
+    def tick(self, *_args: Any, **_kwargs: Any) -> None:
+        """Scheduler.ingest_requests: the scheduler's loop turns."""
+        if self._control is not None:
+            self._control.ticked()
+
+    def begin_step(self, original: Callable[..., Any], adapter: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """SchedulerDPAttnAdapter.maybe_prepare_mlp_sync_batch: nobody steps alone."""
+        batch = original(adapter, batch, *args, **kwargs)
+        lockstep = self.lockstep
+        if lockstep is None:
+            return batch
+        if batch is not None:
+            lockstep.enter(_tokens(batch))
+            self._in_step = True
+        else:
+            self._serve_peers(lockstep)
+        return batch
+
+    def forward(self, original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+        """ModelRunner.forward: a step without every contribution is run again, under the next epoch."""
+        lockstep = self.lockstep
+        if lockstep is None or not self._in_step:
+            return original(runner, *args, **kwargs)
+        batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[0]
+        self._in_step = False
+        while True:
+            try:
+                return original(runner, *args, **kwargs)
+            except StepAbandonedError as failure:
+                lockstep.abandon(failure)
+                lockstep.enter(len(batch.input_ids))
+
+    # --- stepping for others ------------------------------------------------------------------------------------------
+
+    def _serve_peers(self, lockstep: Lockstep) -> None:
+        """Take part in every step that peers begin, until a request of our own comes or they rest."""
+        self._bell.silence()
+        while lockstep.wanted():
+            try:
+                if lockstep.enter(0) == 0:
+                    return
+                self.layers.serve_peers()
+            except StepAbandonedError as failure:
+                lockstep.abandon(failure)
+                continue
+            if self._own_work_within(_LINGER_MS):
+                return
+
+    def _own_work_within(self, milliseconds: int) -> bool:
+        """Wait for a doorbell or a request; True when SGLang's loop has something to read."""
+        poller = self._scheduler.idle_sleeper.poller
+        return any(not isinstance(source, int) for source, _ in poller.poll(milliseconds))
+
+    # --- joining ------------------------------------------------------------------------------------------------------
+
+    def _join(self, scheduler: Any) -> None:
+        settings, layers = self.settings, self.layers
+        memory = layers.memory
+        if memory is None:
+            raise EngineError(f"model {settings.model_path} has no MoE layer. Remedy: serve a Mixture-of-Experts model")
+        layout = memory.layout
+        control = _native.ControlBlock.attach(settings.control_path)
+        control.phase = _native.Phase.LOADING
+        control.engine_pid = os.getpid()
+        manifest = obtain(layers.checkpoint, layout.expert.dtype, Path(settings.manifest_dir))
+        group = _native.Group(
+            rank=settings.rank,
+            incarnation=settings.incarnation,
+            shape=self._shape(layout.layers),
+            control=control,
+            timeout_s=settings.silence_s,
+            hard_timeout_s=settings.step_deadline_s,
+            fixed=settings.fixed_membership,
+        )
+        store = SlotStore(memory)
+        membership = Membership(group, store, lambda: control.committed_epoch, self._bell.ring)
+        links = Links(group=group, memory=memory, address=settings.link_socket, members=membership.linkable)
+        loader = Loader(store, manifest, layers.checkpoint, links.memory)
+        hello = Hello(
+            rank=settings.rank,
+            incarnation=settings.incarnation,
+            pid=os.getpid(),
+            link_address=settings.link_socket,
+            layers=layout.layers,
+            experts=layers.checkpoint.n_experts,
+            slots=settings.slots,
+            expert_bytes=layout.expert.nbytes,
+            model=settings.model_path,
+            checkpoint=manifest.digest,
+        )
+        self._control = Control(
+            settings=settings,
+            hello=hello,
+            block=control,
+            membership=membership,
+            preparing=Preparing(membership, links, loader, settings),
+            status=lambda: self._status(group, membership),
+        )
+        self.lockstep = Lockstep(
+            group=group,
+            control=control,
+            membership=membership,
+            max_tokens=settings.max_tokens,
+            strict=settings.missing_experts is Missing.STRICT,
+            tell=self._control.tell,
+        )
+        self._attach(scheduler, group, membership)
+        control.phase = _native.Phase.SERVING
+        self._control.start()
+
+    def _attach(self, scheduler: Any, group: _native.Group, membership: Membership) -> None:
+        lockstep = self.lockstep
+        for dispatcher in self.layers.dispatchers:
+            dispatcher.attach(group, membership)
+        if lockstep is not None:
+            self.layers.rounds = lambda: lockstep.rounds
+        poller = scheduler.idle_sleeper.poller
+        poller.register(group.doorbell_fd(), zmq.POLLIN)
+        poller.register(self._bell.fd, zmq.POLLIN)
+        sys.setswitchinterval(_SWITCH_S)
+
+    def _shape(self, n_layers: int) -> _native.Shape:
+        settings, first = self.settings, self.layers.layers[0]
+        return _native.Shape(
+            max_ranks=settings.max_ranks,
+            max_tokens=settings.max_tokens,
+            hidden=first.hidden_size,
+            max_topk=max(layer.top_k for layer in self.layers.layers),
+            max_slots=settings.slots,
+            n_experts=self.layers.checkpoint.n_experts,
+            n_layers=n_layers,
+            dtype=_native.DType.FLOAT32 if first.params_dtype.itemsize == 4 else _native.DType.BFLOAT16,
+        )
+
+    def _status(self, group: _native.Group, membership: Membership) -> EngineStatus:
+        scheduler = self._scheduler
+        return EngineStatus(
+            epoch=membership.current.epoch,
+            prepared=membership.prepared,
+            step=self.lockstep.steps if self.lockstep else 0,
+            running=len(scheduler.running_batch.reqs),
+            waiting=len(scheduler.waiting_queue),
+            draining=self._control is not None and self._control.draining,
+            tokens_per_expert=bytes(memoryview(group.tokens_per_expert()).cast("B")),
+        )
+
+
+class Bell:
+    """Wakes the scheduler's idle sleep from another thread."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def ring(self) -> None:
+        """Make ``fd`` readable."""
+        os.eventfd_write(self.fd, 1)
+
+    def silence(self) -> None:
+        """Make it unreadable again."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+
+
+def _tokens(batch: Any) -> int:
+    """Rows that the forward of a batch will have."""
+    if batch.forward_mode.is_extend():
+        return int(batch.extend_num_tokens)
+    return int(batch.batch_size())
+
+
+def register(settings: EngineSettings) -> None:
+    """Put every hook of the scheduler process in place.
+
+    Raises:
+        EngineError: SGLang differs from what this was written for, or the checkpoint cannot be served.
+    """
+    engine = Engine(settings)
+    layers = engine.layers
+    seams.install(
+        [
+            (seams.SLOTS, or_leave(layers.construct)),
+            (seams.LOAD, or_leave(layers.load)),
+            (seams.LOAD_FUSED, or_leave(layers.load_fused)),
+            (seams.ROUNDS, layers.forward),
+            (seams.COMPUTE, layers.compute),
+            (seams.DISPATCHER, layers.make_dispatcher),
+            (seams.LOCKSTEP, engine.begin_step),
+            (seams.FORWARD, engine.forward),
+            (seams.READY, or_leave(engine.start)),
+            (seams.TICK, engine.tick),
+        ]
+    )

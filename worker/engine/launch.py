@@ -1,0 +1,166 @@
+"""Starts one SGLang server as an elastic rank and ends its whole process tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from worker.cpu.boot import ENVIRONMENT as CPU_SHIMS
+from worker.engine import settings as engine_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.engine.settings import EngineSettings
+
+_WATCHDOG_S = 3600
+"""SGLang's watchdog fires on healthy ranks when a peer stalls (irrevocably): ours end a step long before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How SGLang serves as this rank.
+
+    Attributes:
+        settings: the rank's place in the instance; ``serve_url`` must be ``http://host:port``.
+        host: where HTTP listens.
+        port: its port.
+        folder: for the settings file and the log.
+        device: ``cpu`` or ``cuda``.
+        dtype: of weights and activations.
+        max_total_tokens: KV cache, in tokens.
+        chunked_prefill: longest prefill of one step, in tokens; None is SGLang's own choice.
+        overlap: SGLang's overlap scheduling.
+        cores: CPU list to run on ("0-3"); empty leaves it to the system.
+        threads: OpenMP threads of one rank.
+        seed: of sampling.
+        extra: further SGLang arguments.
+    """
+
+    settings: EngineSettings
+    host: str
+    port: int
+    folder: Path
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_total_tokens: int = 4096
+    chunked_prefill: int | None = None
+    overlap: bool = True
+    cores: str = ""
+    threads: int = 1
+    seed: int = 1
+    extra: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        """Where the server's output goes."""
+        return self.folder / f"engine-{self.settings.rank}-{self.settings.incarnation}.log"
+
+
+def command(config: EngineConfig) -> list[str]:
+    """SGLang's command line."""
+    parts = [sys.executable, "-m", "sglang.launch_server"]
+    parts += ["--model-path", config.settings.model_path, "--host", config.host, "--port", str(config.port)]
+    parts += ["--nccl-port", str(free_port()), "--tp", "1", "--dtype", config.dtype]
+    parts += ["--max-total-tokens", str(config.max_total_tokens), "--random-seed", str(config.seed)]
+    parts += ["--sleep-on-idle", "--disable-shared-experts-fusion", "--skip-server-warmup"]
+    parts += ["--watchdog-timeout", str(_WATCHDOG_S)]
+    if config.chunked_prefill is not None:
+        parts += ["--chunked-prefill-size", str(config.chunked_prefill)]
+    if not config.overlap:
+        parts.append("--disable-overlap-schedule")
+    if config.device == "cpu":
+        parts += ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
+        parts += ["--disable-cuda-graph", "--mem-fraction-static", "0.3"]
+    return [*parts, *config.extra]
+
+
+def environment(config: EngineConfig) -> dict[str, str]:
+    """Variables for SGLang's process tree, on top of ours."""
+    result = dict(os.environ)
+    result[engine_settings.ENVIRONMENT] = str(config.folder / f"engine-{config.settings.rank}.json")
+    result["SGLANG_PLUGINS"] = "eep"
+    result.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    result["OMP_NUM_THREADS"] = str(config.threads)
+    if config.device == "cpu":
+        result[CPU_SHIMS] = "1"
+        result["SGLANG_USE_CPU_ENGINE"] = "1"
+        # one group for our one rank; unset, SGLang insists on one NUMA node for each rank (numa_utils.py:463)
+        result["SGLANG_CPU_OMP_THREADS_BIND"] = config.cores or _all_cores()
+    result.update(config.environment)
+    return result
+
+
+def _all_cores() -> str:
+    return ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EngineProcess:
+    """A started server: one process group, ended as one."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Write the settings and start."""
+        self.config = config
+        config.folder.mkdir(parents=True, exist_ok=True)
+        variables = environment(config)
+        config.settings.write(Path(variables[engine_settings.ENVIRONMENT]))
+        with config.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command(config), env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        """The main process, and the id of the process group."""
+        return self.process.pid
+
+    def ended(self) -> int | None:
+        """Exit status of the main process, None while it runs."""
+        return self.process.poll()
+
+    def kill(self) -> None:
+        """End every process of the tree now; no wait is longer than a second."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=1.0)
+
+    def end(self, *, within_s: float = 5.0) -> None:
+        """Ask SGLang to stop, then kill what is left of the tree."""
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=within_s)
+        self.kill()
+
+    def last_lines(self, count: int = 20) -> str:
+        """The end of the log, for an error message."""
+        return "\n".join(self.config.log.read_text(errors="replace").splitlines()[-count:])
+
+    def wait_ended(self, *, within_s: float) -> int:
+        """Exit status of the main process.
+
+        Raises:
+            TimeoutError: it still runs.
+        """
+        limit = time.monotonic() + within_s
+        while (status := self.ended()) is None:
+            if time.monotonic() > limit:
+                raise TimeoutError(f"engine of rank {self.config.settings.rank} still runs after {within_s} s")
+            time.sleep(0.05)
+        return status

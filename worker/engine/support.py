@@ -1,0 +1,87 @@
+"""What an elastic rank refuses at start, each with a remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.engine.errors import UnsupportedError
+
+_REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("tp_size", (1,), "start with --tp 1: attention is data parallel, experts are spread by the plugin"),
+    ("pp_size", (1,), "start with --pp 1"),
+    ("dp_size", (1,), "start with --dp 1: every rank is a server of its own"),
+    ("ep_size", (1,), "start with --ep-size 1: experts are spread by the plugin"),
+    ("moe_a2a_backend", ("none", None), "start with --moe-a2a-backend none"),
+    ("speculative_algorithm", (None,), "leave --speculative-algorithm out"),
+    ("enable_lora", (None, False), "leave --enable-lora out"),
+    ("lora_paths", (None, [], ()), "leave --lora-paths out"),
+    ("quantization", (None,), "leave --quantization out and serve an unquantised checkpoint"),
+    ("disaggregation_mode", ("null", None), "leave --disaggregation-mode out"),
+    ("enable_eplb", (False, None), "leave --enable-eplb out: the control plane places experts"),
+    ("ep_num_redundant_experts", (0, None), "leave --ep-num-redundant-experts out: give the rank more slots instead"),
+    ("elastic_ep_backend", (None,), "leave --elastic-ep-backend out"),
+    ("enable_two_batch_overlap", (False, None), "leave --enable-two-batch-overlap out"),
+    ("enable_single_batch_overlap", (False, None), "leave --enable-single-batch-overlap out"),
+    ("enable_pdmux", (False, None), "leave --enable-pdmux out"),
+    ("dllm_algorithm", (None,), "leave --dllm-algorithm out"),
+    ("disable_shared_experts_fusion", (True,), "start with --disable-shared-experts-fusion"),
+    ("sleep_on_idle", (True,), "start with --sleep-on-idle, or an idle rank spins"),
+    ("tokenizer_worker_num", (1, None), "start with --tokenizer-worker-num 1"),
+)
+
+
+def check_arguments(server_args: Any) -> None:
+    """Refuse SGLang options under which lockstep or slots would be wrong.
+
+    Raises:
+        UnsupportedError: names the option, its value and the remedy.
+    """
+    for name, allowed, remedy in _REQUIRED:
+        value = getattr(server_args, name, None)
+        if value not in allowed:
+            raise UnsupportedError(f"--{name.replace('_', '-')}", value, remedy)
+
+
+def check_layer(layer: Any) -> None:
+    """Refuse a MoE layer whose weights or routing the slots cannot stand in for.
+
+    Raises:
+        UnsupportedError: names what the layer has that slots do not.
+    """
+    layer_type = type(layer)
+    if (layer_type.__module__, layer_type.__name__) != ("sglang.srt.layers.moe.fused_moe_triton.layer", "FusedMoE"):
+        raise UnsupportedError("MoE layer class", layer_type.__qualname__, "serve a model whose experts are FusedMoE")
+    method = type(layer.quant_method).__name__
+    if method != "UnquantizedFusedMoEMethod":
+        raise UnsupportedError("expert quantisation", method, "serve an unquantised checkpoint")
+    if layer.num_fused_shared_experts:
+        raise UnsupportedError(
+            "fused shared experts", layer.num_fused_shared_experts, "start with --disable-shared-experts-fusion"
+        )
+    if layer.with_bias:
+        raise UnsupportedError("expert biases", True, "serve a model whose experts have weights only")
+    extra = sorted(set(dict(layer.named_parameters())) - {"w13_weight", "w2_weight"})
+    if extra:
+        raise UnsupportedError("expert parameters", extra, "serve a model whose experts are w13_weight and w2_weight")
+    if layer.moe_runner_config.apply_router_weight_on_input:
+        raise UnsupportedError("apply_router_weight_on_input", True, "serve a model that weighs outputs")
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse models whose forward cannot be run twice, and those that SGLang leaves without an output matrix.
+
+    Raises:
+        UnsupportedError: the model keeps recurrent state, or its embeddings are tied and its family ignores that.
+    """
+    if scheduler.is_hybrid_ssm:
+        raise UnsupportedError(
+            "recurrent state",
+            "Mamba-like layers",
+            "serve a model with attention only: a step must be able to run again",
+        )
+    model = scheduler.tp_worker.model_runner.model
+    head, embedding = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "embed_tokens", None)
+    if model.config.tie_word_embeddings and head is not None and embedding is not None and head is not embedding:
+        raise UnsupportedError(  # qwen3_moe.py:1017, glm4_moe.py:999: the head is made and never loaded
+            "tie_word_embeddings", model.config.tie_word_embeddings, "export the model with an lm_head of its own"
+        )
