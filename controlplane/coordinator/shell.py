@@ -1,0 +1,336 @@
+"""The coordinator on etcd: watch → core → one guarded transaction at a time. It decides nothing.
+
+Every replica runs this. All of them follow the whole instance and could show it; the one that is elected feeds its core
+with ``Elected`` and does what the core says. A write is guarded by the fence and by every record it is based on, so a
+deposed leader's write fails, whenever it arrives (invariant 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from controlplane.coordinator.cluster import ClusterView
+from controlplane.coordinator.core import step
+from controlplane.coordinator.planning import SimplePlanner
+from controlplane.coordinator.predicting import predict
+from controlplane.coordinator.state import Change, Deposed, Elected, Kind, Observed, State, Tick, Written
+from controlplane.coordinator.story import Story
+from controlplane.coordinator.wire import Wire, stands
+from controlplane.etcd import (
+    DeposedError,
+    Election,
+    EtcdError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    LoopClock,
+    OutcomeUnknownError,
+    Put,
+    Txn,
+    UnavailableError,
+    Watch,
+    absent,
+    fenced,
+    leader_of,
+)
+from schemas.codec import RecordError, decode, encode
+from schemas.records import Ack, LeaderRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from controlplane.coordinator.metering import Metering
+    from controlplane.coordinator.planning import Planner
+    from controlplane.coordinator.state import Event, Write
+    from controlplane.etcd import Change as Revision
+    from controlplane.etcd import Clock, Etcd, Leadership, Lease, TxnResult
+    from schemas.keys import Keys
+    from schemas.operations import Operation, Prediction
+    from schemas.policy import Spec
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+"""How late a deadline may be noticed; deadlines are seconds."""
+AGAIN_S = 0.1
+"""Pause before a write whose outcome is unknown is sent again, or a refused one decided again."""
+CONNECTED_S = 2.0
+"""etcd counts as away after this long without a sign of life."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which replica of which instance this is."""
+
+    replica: str
+    admin_url: str = ""
+
+
+class Coordinator:
+    """One replica: ``run`` until cancelled; ``hand_over`` first, so that nobody waits for a lease to end."""
+
+    def __init__(
+        self,
+        *,
+        etcd: Etcd,
+        keys: Keys,
+        identity: Identity,
+        take_lease: Callable[[], Awaitable[Lease]],
+        spec: Spec,
+        planner: Planner | None = None,
+        metering: Metering | None = None,
+        clock: Clock | None = None,
+        unix_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._identity = identity
+        self._take_lease = take_lease
+        self._spec = spec
+        self._planner = planner or SimplePlanner()
+        self._metering = metering
+        self._clock = clock or LoopClock()
+        self._unix_ns = unix_ns
+        self._wire = Wire(keys)
+        self._story = Story(instance=keys.instance, replica=identity.replica)
+        self._watch = Watch(etcd, keys.prefix, clock=self._clock)
+        self._inbox: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._state = State(replica=identity.replica)
+        self._leadership: Leadership | None = None
+        self._election: Election | None = None
+        self._leaving = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._unreadable: dict[str, int] = {}
+
+    # --- what others may ask ------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> ClusterView:
+        """What this replica knows now."""
+        leader = leader_of(item for key, item in self._watch.items.items() if key.startswith(self._keys.election))
+        record = None
+        if leader is not None:
+            record = decode(leader.value, LeaderRecord, key=leader.key)
+        return ClusterView(
+            instance=self._keys.instance,
+            state=self._state,
+            leader=record,
+            leader_fence=leader.create_revision if leader else 0,
+            revision=self._watch.revision,
+            connected=not self._watch.trouble and self._watch.confirmed_at is not None,
+        )
+
+    def predict(self, operation: Operation) -> Prediction:
+        """What ``operation`` would do now; any replica can say, the leader decides."""
+        return predict(self._state, operation, planner=self._planner)
+
+    async def hand_over(self) -> None:
+        """Stop leading: finish the write under way, then let the next candidate in at once."""
+        self._leaving.set()
+        leadership, election = self._leadership, self._election
+        self._leadership = None
+        await self._idle.wait()
+        if leadership is not None and election is not None:
+            try:
+                await election.resign(leadership)
+            except EtcdError as error:
+                log.warning("could not resign, the lease's end will do it: %s", error)
+
+    async def run(self) -> None:
+        """Follow, stand for election and lead when elected, for ever.
+
+        Raises:
+            EtcdError: what time does not heal (permission, authentication, another cluster).
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(), name="follow")
+            tasks.create_task(self._stand(), name="stand for election")
+            tasks.create_task(self._tick(), name="tick")
+            tasks.create_task(self._decide(), name="decide")
+
+    # --- following ----------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        async with aclosing(self._watch.changes()) as revisions:
+            async for revision in revisions:
+                changes = tuple(self._changes(revision))
+                if changes:
+                    self._post(Observed(self._unix_ns(), changes))
+                async with self._progress:
+                    self._progress.notify_all()
+
+    def _changes(self, revision: Revision) -> list[Change]:
+        changes = []
+        for event in revision.events:
+            try:
+                change = self._wire.change(event)
+            except RecordError as error:  # of a newer version, or damaged: what we knew of the key stands
+                if self._unreadable.get(error.key) != event.item.mod_revision:
+                    self._unreadable[error.key] = event.item.mod_revision
+                    log.error("%s", error)  # noqa: TRY400 - its message says all; the trace is ours, not the writer's
+                continue
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    async def _followed(self, revision: int) -> None:
+        """Wait until everything up to ``revision`` is in the inbox."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._watch.revision >= revision)
+
+    # --- leading ------------------------------------------------------------------------------------------------------
+
+    async def _stand(self) -> None:
+        while not self._leaving.is_set():
+            try:
+                lease = await self._take_lease()
+            except (UnavailableError, OutcomeUnknownError):
+                await self._clock.sleep(AGAIN_S)
+                continue
+            try:
+                await self._stand_with(lease)
+            except (LeaseLostError, LeaseNotFoundError, DeposedError) as error:
+                log.info("stands again: %s", error)
+            finally:
+                await lease.release()
+        await asyncio.Event().wait()  # hand_over was called: follow on until cancelled
+
+    async def _stand_with(self, lease: Lease) -> None:
+        record = encode(LeaderRecord(replica=self._identity.replica, admin_url=self._identity.admin_url))
+        self._election = Election(self._etcd, self._keys.election, lease, record, clock=self._clock)
+        leadership = await self._election.campaign()
+        if self._leaving.is_set():
+            await self._election.resign(leadership)
+            return
+        since = self._unix_ns()
+        await self._take_over(leadership, lease, record)
+        self._leadership = leadership
+        self._post(Elected(self._unix_ns(), leadership.fence))
+        self._story.elected(fence=leadership.fence, since=since, now=self._unix_ns())
+        if self._metering:
+            self._metering.elected()
+        log.info("%s leads with fence %d", self._identity.replica, leadership.fence)
+        why = await self._election.wait_deposed(leadership)
+        log.warning("%s does not lead any more: %s", self._identity.replica, why)
+        self._leadership = None
+        self._post(Deposed(self._unix_ns()))
+        self._story.deposed()
+
+    async def _take_over(self, leadership: Leadership, lease: Lease, record: bytes) -> None:
+        """Publish the policy if nobody has, and wait until all that predecessors wrote is in the inbox.
+
+        The leader's own key is written again for that: its revision is a barrier in our own watch.
+        """
+        policy = Txn(when=(absent(self._keys.spec),), then=(Put(self._keys.spec, encode(self._spec)),))
+        barrier = Txn(then=(Put(leadership.key, record, lease.lease),))
+        for txn in (policy, barrier):
+            revision = 0
+            while not revision:
+                try:
+                    revision = (await fenced(self._etcd, leadership, txn)).revision
+                except (UnavailableError, OutcomeUnknownError):
+                    await self._clock.sleep(AGAIN_S)
+        await self._followed(revision)
+
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep(TICK_S)
+            if self._leadership is not None and not self._inbox:
+                self._post(Tick(self._unix_ns()))
+
+    async def _decide(self) -> None:
+        while True:
+            self._idle.set()
+            await self._arrived.wait()
+            self._idle.clear()
+            await self._handle(self._next())
+
+    def _post(self, event: Event) -> None:
+        self._inbox.append(event)
+        self._arrived.set()
+
+    def _next(self) -> Event:
+        """The next event; observations that wait are taken as one: two ranks that died together cost one epoch."""
+        event = self._inbox.popleft()
+        if isinstance(event, Observed):
+            changes = list(event.changes)
+            while self._inbox and isinstance(following := self._inbox[0], Observed):
+                changes += following.changes
+                self._inbox.popleft()
+            event = Observed(event.now, tuple(changes))
+        if not self._inbox:
+            self._arrived.clear()
+        return event
+
+    async def _handle(self, event: Event) -> None:
+        """Feed one event and whatever follows from the writes it leads to."""
+        pending: Event | None = event
+        received = event.now
+        while pending is not None:
+            event, pending = pending, None
+            began = time.perf_counter_ns()
+            outcome = step(self._state, event, planner=self._planner)
+            spent = time.perf_counter_ns() - began
+            self._state = outcome.state
+            self._show(event, outcome.reason)
+            if outcome.write is not None:
+                now = self._unix_ns()
+                write = self._story.decided(outcome.write, received=received, planned_ns=spent, now=now)
+                pending = await self._execute(write)
+
+    def _show(self, event: Event, reason: str) -> None:
+        if reason:
+            log.info("%s", reason)
+        if isinstance(event, Observed) and self._leadership is not None:
+            for change in event.changes:
+                if change.kind is Kind.ACK and isinstance(change.value, Ack):
+                    self._story.acknowledged(self._state, change.value, now=self._unix_ns())
+        if self._metering:
+            self._metering.show(self.view)
+
+    async def _execute(self, write: Write) -> Event:
+        """Run one transaction to its end: applied, refused, or this replica leads no more."""
+        started = self._unix_ns()
+        txn = self._wire.transaction(write, self._state)
+        doubt = False
+        while (leadership := self._leadership) is not None:
+            try:
+                result = await fenced(self._etcd, leadership, txn)
+            except DeposedError:
+                if self._metering:
+                    self._metering.fenced_out()
+                return Deposed(self._unix_ns())
+            except (UnavailableError, OutcomeUnknownError) as error:
+                doubt = True
+                log.warning("etcd is away, the instance serves on under its last epoch: %s", error)
+                await self._clock.sleep(AGAIN_S)
+                continue
+            revision = result.revision if result.succeeded else stands(txn, result) if doubt else 0
+            if not revision:
+                return await self._refused(write, result)
+            now = self._unix_ns()
+            self._story.written(write, started=started, now=now)
+            if self._metering:
+                self._metering.written(write, self._state, seconds=(now - write.decided) / 1e9)
+            return Written(now, write, revision)
+        return Deposed(self._unix_ns())
+
+    async def _refused(self, write: Write, result: TxnResult) -> Event:
+        """Another write came first: wait until it is observed, then decide again."""
+        log.info("a write was overtaken and is decided again: %s", write.reason)
+        if self._metering:
+            self._metering.fenced_out()
+        latest = max((item.mod_revision for reply in result.replies for item in reply), default=0)
+        try:
+            async with asyncio.timeout(CONNECTED_S):
+                await self._followed(latest)
+        except TimeoutError:
+            log.warning("the watch does not deliver revision %d", latest)
+        return Written(self._unix_ns(), write, 0)

@@ -1,0 +1,302 @@
+"""The shell over the in-memory etcd and over a real one: leaders come and go, the instance goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from controlplane.coordinator.shell import Coordinator, Identity
+from controlplane.etcd import EtcdClient, LoopLease
+from schemas.codec import decode, encode
+from schemas.config import EtcdConfig
+from schemas.keys import Keys
+from schemas.operations import Operation, OperationKind, OperationState
+from schemas.policy import Spec
+from schemas.records import Ack, EpochRecord, FaultReport, Registration, Status, Suspicion
+from schemas.vocabulary import Evidence
+from tools.simulation.etcd_model import EtcdModel
+
+KEYS = Keys("test")
+
+
+class Rank:
+    """A worker that does at once what the record asks of it."""
+
+    def __init__(self, etcd, rank, *, keys=KEYS, incarnation=1):
+        self.etcd, self.rank, self.incarnation, self.keys = etcd, rank, incarnation, keys
+        self.epochs: list[int] = []
+
+    async def run(self):
+        self.lease = await LoopLease.take(self.etcd, 5)
+        registration = Registration(
+            rank=self.rank,
+            incarnation=self.incarnation,
+            host=f"h{self.rank}",
+            slots=4,
+            layers=2,
+            experts=8,
+            expert_bytes=10,
+            model="m",
+            checkpoint="c",
+            ready=True,
+        )
+        await self.etcd.put(self.keys.rank(self.rank), encode(registration), lease=self.lease.lease)
+        from controlplane.etcd import Watch
+
+        async for change in Watch(self.etcd, self.keys.epoch):
+            for event in change.events:
+                if event.item.value:
+                    await self.follow(decode(event.item.value, EpochRecord, key=event.key))
+
+    async def follow(self, record):
+        members = {m.rank: m.incarnation for m in record.committed.members}
+        joining = {m.rank: m.incarnation for m in record.preparing.members} if record.preparing else {}
+        mine = members.get(self.rank, joining.get(self.rank))
+        if mine != self.incarnation:
+            return
+        if record.preparing:
+            await self.ack(record.preparing.epoch, activated=False)
+        elif self.rank in members:
+            self.epochs.append(record.committed.epoch)
+            await self.ack(record.committed.epoch, activated=True)
+
+    async def ack(self, epoch, *, activated):
+        ack = Ack(rank=self.rank, incarnation=self.incarnation, epoch=epoch, prepared=True, activated=activated)
+        await self.etcd.put(self.keys.ack(epoch, self.rank), encode(ack), lease=self.lease.lease)
+
+    async def dies(self):
+        report = FaultReport(
+            reporter=self.rank,
+            incarnation=self.incarnation,
+            epoch=max(self.epochs),
+            suspicions=(Suspicion(self.rank, self.incarnation, Evidence.DEAD, "pidfd"),),
+        )
+        await self.etcd.put(self.keys.report(self.rank), encode(report), lease=self.lease.lease)
+
+
+class World:
+    """Replicas and ranks on one etcd."""
+
+    def __init__(self, client, keys=KEYS):
+        self.client, self.keys = client, keys
+        self.tasks: dict[str, asyncio.Task] = {}
+        self.replicas: dict[str, Coordinator] = {}
+        self.ranks: dict[int, Rank] = {}
+        self.etcd = client("observer")
+        self.model = None
+
+    def replica(self, name, *, ranks=4):
+        if self.model is not None and "etcd" not in self.tasks:  # in the test: a fixture has no virtual time
+            self.tasks["etcd"] = asyncio.create_task(hold(self.model))
+        etcd = self.client(name)
+        coordinator = Coordinator(
+            etcd=etcd,
+            keys=self.keys,
+            identity=Identity(replica=name, admin_url=f"http://{name}"),
+            take_lease=lambda: LoopLease.take(etcd, 2),
+            spec=Spec(ranks=ranks, form_wait_s=1.0),
+        )
+        self.replicas[name] = coordinator
+        self.tasks[name] = asyncio.create_task(coordinator.run())
+        return coordinator
+
+    def rank(self, rank, incarnation=1):
+        worker = Rank(self.client(f"rank{rank}"), rank, keys=self.keys, incarnation=incarnation)
+        self.ranks[rank] = worker
+        self.tasks[f"rank{rank}"] = asyncio.create_task(worker.run())
+        return worker
+
+    async def stop(self, name):
+        task = self.tasks.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def record(self):
+        found = (await self.etcd.get(self.keys.epoch)).only
+        return decode(found.value, EpochRecord, key="epoch") if found else None
+
+    async def until(self, what, *, seconds=20.0):
+        async with asyncio.timeout(seconds):
+            while True:
+                record = await self.record()
+                if record is not None and what(record):
+                    return record
+                for name, task in self.tasks.items():
+                    assert not task.done(), f"{name}: {task.exception()!r}"
+                await asyncio.sleep(0.005)
+
+    async def members(self, *ranks, seconds=20.0):
+        return await self.until(
+            lambda r: tuple(m.rank for m in r.committed.members) == ranks and r.preparing is None, seconds=seconds
+        )
+
+
+@asynccontextmanager
+async def world_of(client, keys=KEYS):
+    world = World(client, keys)
+    try:
+        yield world
+    finally:
+        for name in list(world.tasks):
+            await world.stop(name)
+
+
+@pytest.fixture
+async def world():
+    model = EtcdModel(latency_s=lambda: 0.001)
+    async with world_of(model.client) as world:
+        world.model = model
+        yield world
+
+
+async def hold(model):
+    async with model:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.looptime
+async def test_ranks_form_an_instance_lose_one_and_take_it_back(world):
+    world.replica("a")
+    for rank in range(4):
+        world.rank(rank)
+    first = await world.members(0, 1, 2, 3)
+    assert first.committed.epoch == 1
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await world.ranks[2].dies()
+    lost = await world.members(0, 1, 3)
+    assert loop.time() - began < 0.05
+    assert lost.committed.reason == "rank 2 is gone (dead: pidfd)"
+    await world.stop("rank2")
+    await world.ranks[2].lease.release()
+    world.rank(2, incarnation=2)
+    again = await world.members(0, 1, 2, 3)
+    assert again.committed.members[2].incarnation == 2
+    assert world.ranks[0].epochs == [1, lost.committed.epoch, again.committed.epoch]
+
+
+@pytest.mark.looptime
+async def test_a_crashed_leader_is_succeeded_in_the_middle_of_a_change(world):
+    world.replica("a")
+    for rank in range(3):
+        world.rank(rank)
+    await world.members(0, 1, 2)
+    world.replica("b")
+    await asyncio.sleep(0.5)
+    world.model.partition("rank1")  # its acknowledgement will be missing
+    world.rank(3)
+    before = await world.until(lambda r: r.preparing is not None)
+    world.model.partition("a")
+    world.model.heal("rank1")
+    after = await world.members(0, 1, 2, 3)
+    assert after.fence > before.fence
+    assert after.committed.epoch == before.preparing.epoch
+    world.model.heal("a")
+    await asyncio.sleep(5)
+    assert world.replicas["b"].view.leading
+    assert not world.replicas["a"].view.leading
+    assert world.replicas["a"].view.leader.replica == "b"
+
+
+@pytest.mark.looptime
+async def test_a_graceful_hand_over_takes_milliseconds(world):
+    world.replica("a")
+    for rank in range(2):
+        world.rank(rank)
+    await asyncio.sleep(3)
+    world.replica("b")
+    await asyncio.sleep(0.5)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await world.replicas["a"].hand_over()
+    await asyncio.sleep(began + 0.3 - loop.time())
+    assert world.replicas["b"].view.leading
+
+
+@pytest.mark.looptime
+async def test_without_quorum_nothing_changes_and_afterwards_everything_is_caught_up(world):
+    world.replica("a")
+    for rank in range(4):
+        world.rank(rank)
+    await world.members(0, 1, 2, 3)
+    dying = asyncio.create_task(world.ranks[1].dies())
+    world.model.lose_quorum()
+    await asyncio.sleep(3)
+    assert not world.replicas["a"].view.connected
+    world.model.restore_quorum()
+    await asyncio.gather(dying, return_exceptions=True)
+    await world.ranks[1].dies()
+    await world.until(lambda r: all(m.rank != 1 for m in r.committed.members))
+
+
+@pytest.mark.looptime
+async def test_a_lost_reply_does_not_apply_a_change_twice(world):
+    world.replica("a")
+    for rank in range(3):
+        world.rank(rank)
+    await world.members(0, 1, 2)
+    world.model.lose_reply("a", count=1)
+    await world.ranks[2].dies()
+    lost = await world.members(0, 1)
+    assert lost.committed.epoch == 2
+
+
+@pytest.mark.looptime
+async def test_an_operation_is_performed_once_by_whoever_leads(world):
+    world.replica("a")
+    for rank in range(4):
+        world.rank(rank)
+    await world.members(0, 1, 2, 3)
+    operation = Operation(id="one", kind=OperationKind.DRAIN, who="ops", reason="disk", ranks=(3,), created_unix_ns=1)
+    prediction = world.replicas["a"].predict(operation)
+    assert (prediction.allowed, prediction.members, prediction.headroom_before) == (True, (0, 1, 2), 1)
+    await world.etcd.put(KEYS.operation("one"), encode(operation))
+    await world.members(0, 1, 2)
+    await asyncio.sleep(1)
+    done = decode((await world.etcd.get(KEYS.operation("one"))).only.value, Operation, key="")
+    assert done.state is OperationState.DONE
+    assert done.safe_to_terminate == (3,)
+    status = decode((await world.etcd.get(KEYS.status)).only.value, Status, key="")
+    assert {v.rank: v.state.value for v in status.ranks} == {0: "active", 1: "active", 2: "active", 3: "cordoned"}
+
+
+@pytest.mark.looptime
+async def test_a_damaged_record_is_named_and_otherwise_ignored(world, caplog):
+    world.replica("a")
+    for rank in range(3):
+        world.rank(rank)
+    await world.members(0, 1, 2)
+    await world.etcd.put(KEYS.report(7), b"\xff\xff")
+    await world.ranks[2].dies()
+    await world.members(0, 1)
+    assert "/eep/test/reports/0007: not a readable FaultReport" in caplog.text
+
+
+async def test_the_same_story_on_a_real_etcd(shared_etcd):
+    keys = Keys("shell-real")
+    clients = []
+
+    def client(_name):
+        made = EtcdClient(EtcdConfig(endpoints=shared_etcd.endpoints))
+        clients.append(made)
+        return made
+
+    async with world_of(client, keys) as world:
+        world.replica("a")
+        world.replica("b")
+        for rank in range(4):
+            world.rank(rank)
+        await world.members(0, 1, 2, 3)
+        await world.ranks[2].dies()
+        lost = await world.members(0, 1, 3)
+        leader = next(name for name, replica in world.replicas.items() if replica.view.leading)
+        await world.replicas[leader].hand_over()
+        await world.stop("rank2")
+        await world.ranks[2].lease.release()
+        world.rank(2, incarnation=2)
+        again = await world.members(0, 1, 2, 3)
+        assert again.fence > lost.fence
+    for made in clients:
+        await made.close()
