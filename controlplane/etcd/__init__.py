@@ -35,6 +35,7 @@ from controlplane.etcd.errors import (
     WrongClusterError,
 )
 from controlplane.etcd.interface import Clock, Etcd, LoopClock
+from controlplane.etcd.kept import KeptLease
 from controlplane.etcd.lease import Lease, LeaseState, LoopLease
 from controlplane.etcd.values import (
     Batch,
@@ -77,6 +78,7 @@ __all__ = [
     "Field",
     "Get",
     "Grant",
+    "KeptLease",
     "KeyValue",
     "Leadership",
     "Lease",
