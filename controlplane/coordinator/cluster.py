@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from controlplane.coordinator.state import Kind
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -34,6 +36,23 @@ class ClusterView:
     def leading(self) -> bool:
         """Whether this replica leads."""
         return self.state.fence != 0
+
+    @property
+    def epoch_revision(self) -> int:
+        """mod_revision of the epoch record, 0 before there is one."""
+        return self.state.revisions.get((Kind.EPOCH, ""), 0)
+
+    @property
+    def summary(self) -> str:
+        """One line for ``systemctl status``."""
+        record = self.state.record
+        role = "leader" if self.leading else "follower"
+        if record is None:
+            return f"{role}, no epoch yet, {len(self.state.registrations)} ranks registered"
+        known = len(self.state.registrations.keys() | self.state.members.keys())
+        trouble = "" if self.connected else ", etcd is away"
+        lacking = f", {record.committed.missing} experts missing" if record.committed.missing else ""
+        return f"{role} epoch {record.committed.epoch}, {len(self.state.members)}/{known} ranks{lacking}{trouble}"
 
 
 def headroom(placement: Placement, members: Iterable[Rank]) -> int:

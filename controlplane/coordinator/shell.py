@@ -107,7 +107,10 @@ class Coordinator:
         self._election: Election | None = None
         self._leaving = asyncio.Event()
         self._idle = asyncio.Event()
+        self._lease: Lease | None = None
         self._unreadable: dict[str, int] = {}
+        self.rounds = 0
+        """How often the loop that decides went round: a watchdog's food."""
 
     # --- what others may ask ------------------------------------------------------------------------------------------
 
@@ -130,6 +133,10 @@ class Coordinator:
     def predict(self, operation: Operation) -> Prediction:
         """What ``operation`` would do now; any replica can say, the leader decides."""
         return predict(self._state, operation, planner=self._planner)
+
+    async def followed_once(self) -> None:
+        """Wait until the first listing was read."""
+        await self._followed(1)
 
     async def hand_over(self) -> None:
         """Stop leading: finish the write under way, then let the next candidate in at once."""
@@ -194,11 +201,13 @@ class Coordinator:
             except (UnavailableError, OutcomeUnknownError):
                 await self._clock.sleep(AGAIN_S)
                 continue
+            self._lease = lease
             try:
                 await self._stand_with(lease)
             except (LeaseLostError, LeaseNotFoundError, DeposedError) as error:
                 log.info("stands again: %s", error)
             finally:
+                self._lease = None
                 await lease.release()
         await asyncio.Event().wait()  # hand_over was called: follow on until cancelled
 
@@ -242,6 +251,9 @@ class Coordinator:
     async def _tick(self) -> None:
         while True:
             await self._clock.sleep(TICK_S)
+            self.rounds += 1
+            if self._lease is not None:
+                self._lease.progress()
             if self._leadership is not None and not self._inbox:
                 self._post(Tick(self._unix_ns()))
 
