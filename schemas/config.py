@@ -10,7 +10,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -148,9 +148,9 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """Slots of this host's ranks where they differ from the instance's; 0 for the same."""
     speed: Annotated[float, Meta(gt=0)] = 1.0
     """Relative speed of this host's ranks."""
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """SGLang's --device."""
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     """SGLang's --dtype."""
     max_total_tokens: Count = 16384
     """Tokens in the KV cache."""

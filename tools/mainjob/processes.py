@@ -8,7 +8,6 @@ come to us (``PR_SET_CHILD_SUBREAPER``), are known by the household's mark in th
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,29 +19,15 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
+from worker.engine.tether import prctl, tethered
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
-PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "EEP_HOUSEHOLD"
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    def in_child() -> None:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died between fork and prctl
-            os._exit(1)
-
-    return in_child
 
 
 class ProcessEndedError(RuntimeError):
@@ -95,7 +80,7 @@ class Program:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  our parent has one thread when it starts programs
+                preexec_fn=tethered(),  # noqa: PLW1509  nothing but two system calls
             )
         self.starts += 1
 
@@ -122,7 +107,7 @@ class Household:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
         return self
 
     def __exit__(

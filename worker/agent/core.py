@@ -138,7 +138,9 @@ def decide(state: State, event: Event) -> tuple[State, Decision]:
         case EpochSeen():
             return _epoch_seen(state, event)
         case LeaseGone():
-            return state, Decision((RenewLease("etcd dropped the lease"), *_standing(state)), "lease gone: new lease")
+            return state, Decision(
+                (RenewLease("the lease is gone"),), "what stood on the lost lease stands again on a new one"
+            )
         case Leave():
             return _leave(state, event)
         case Tick():
@@ -369,14 +371,6 @@ def _registration(state: State) -> Registration:
     if state.activated and state.record is not None and state.active:
         known = structs.replace(known, holds=state.record.committed.placement)
     return known
-
-
-def _standing(state: State) -> tuple[Action, ...]:
-    """What has to stand in etcd again after a lease was lost."""
-    records: list[Action] = [Publish(_registration(state))]
-    if state.activated:
-        records.append(Publish(structs.replace(_ack(state, state.activated), activated=True)))
-    return tuple(records)
 
 
 def _ack(state: State, epoch: Epoch) -> Ack:

@@ -84,6 +84,7 @@ class EpochFollower:
         if target is None:  # epoch 0 has none
             return Plan(placement=b"", digest=version.placement, peers=(), loads=())
         concerned = any(member.rank == self._rank for member in version.members)
+        pending = record.loading or version == record.preparing
         loads = loads_for(
             self._rank,
             record=record,
@@ -96,7 +97,7 @@ class EpochFollower:
             placement=target.wire,
             digest=version.placement,
             peers=_peers(version, registrations),
-            loads=loads if concerned else (),
+            loads=loads if concerned and pending else (),
         )
 
 

@@ -22,42 +22,41 @@ _LONGEST_PAUSE_S = 0.5
 class Publisher:
     """Writes records in the order they were given; of two for one key that wait, only the newer.
 
-    Each write says all there is to say about its key, so repeating one whose outcome is unknown is harmless.
+    Each write says all there is to say about its key, so repeating one whose outcome is unknown is harmless. The newest
+    record of each kind stands again on every later lease.
     """
 
     def __init__(self, etcd: Etcd) -> None:
         self._etcd = etcd
         self._lease = 0
-        self._standing: dict[str, bytes] = {}
+        self._standing: dict[type[Record], tuple[str, bytes]] = {}
         self._waiting: dict[str, bytes] = {}
         self._work = asyncio.Event()
+        self.settled = asyncio.Event()
+        """Set while everything given so far stands."""
 
     def use(self, lease: int) -> None:
         """Write on this lease from now on; everything that stood on an earlier one is written again."""
         self._lease = lease
-        self._waiting = {**self._standing, **self._waiting}
+        self._waiting = {**dict(self._standing.values()), **self._waiting}
         self._work.set()
+        self.settled.clear()
 
     def put(self, key: str, record: Record) -> None:
         """Let ``record`` stand under ``key``."""
         self._waiting.pop(key, None)
         self._waiting[key] = encode(record)
+        self._standing[type(record)] = (key, self._waiting[key])
         self._work.set()
-
-    def forget(self, prefix: str) -> None:
-        """Do not repeat what stands under ``prefix`` on a later lease."""
-        self._standing = {key: value for key, value in self._standing.items() if not key.startswith(prefix)}
-
-    @property
-    def settled(self) -> bool:
-        """Whether everything given so far stands."""
-        return not self._waiting
+        self.settled.clear()
 
     async def run(self) -> None:
         """Write for ever."""
         pause = _FIRST_PAUSE_S
         while True:
             await self._work.wait()
+            if not self._waiting:
+                self.settled.set()
             if not self._waiting or not self._lease:
                 self._work.clear()
                 continue
@@ -72,6 +71,5 @@ class Publisher:
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
                 pause = _FIRST_PAUSE_S
-                self._standing[key] = value
                 if self._waiting.get(key) is value:
                     del self._waiting[key]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from worker.cpu.boot import ENVIRONMENT as CPU_SHIMS
 from worker.engine import settings as engine_settings
+from worker.engine.tether import tethered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,7 +123,13 @@ class EngineProcess:
         config.settings.write(Path(variables[engine_settings.ENVIRONMENT]))
         with config.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command(config), env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command(config),
+                env=variables,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=tethered(),  # noqa: PLW1509  nothing but two system calls
             )
 
     @property

@@ -1,0 +1,177 @@
+"""Faults and operator actions as verbs on a running instance; each returns the moment it happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from controlplane.etcd import leader_of
+from schemas.codec import decode
+from schemas.records import LeaderRecord
+from tools.mainjob.instance import Instance, InstanceError
+
+if TYPE_CHECKING:
+    from schemas.vocabulary import Rank
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One instant on both clocks: tokens are timed by the monotonic one, records by the wall clock."""
+
+    monotonic_ns: int
+    unix_ns: int
+
+    @classmethod
+    def now(cls) -> Moment:
+        """This instant."""
+        return cls(time.monotonic_ns(), time.time_ns())
+
+
+class Faults:
+    """What can be done to an instance."""
+
+    def __init__(self, instance: Instance) -> None:
+        """Act on ``instance``."""
+        self.instance = instance
+
+    # --- ranks --------------------------------------------------------------------------------------------------------
+
+    def kill_rank(self, rank: Rank) -> Moment:
+        """SIGKILL the scheduler: the process that holds the model."""
+        scheduler = self.instance.scheduler(rank)
+        moment = Moment.now()
+        scheduler.kill()
+        return moment
+
+    def kill_http(self, rank: Rank) -> Moment:
+        """SIGKILL the engine's main process, which serves HTTP."""
+        main = self.instance.engine_processes(rank)[0]
+        moment = Moment.now()
+        main.kill()
+        return moment
+
+    def kill_agent(self, rank: Rank) -> Moment:
+        """SIGKILL the agent; ``restart_agent`` is what systemd would do."""
+        moment = Moment.now()
+        self.instance.household.programs[f"rank-{rank}"].kill()
+        return moment
+
+    def restart_agent(self, rank: Rank) -> None:
+        """Start the rank's agent again."""
+        self._restart(f"rank-{rank}")
+
+    def stop_rank(self, rank: Rank) -> Moment:
+        """SIGSTOP the scheduler: it is there and does nothing."""
+        scheduler = self.instance.scheduler(rank)
+        moment = Moment.now()
+        scheduler.suspend()
+        return moment
+
+    def wake_rank(self, rank: Rank, pid: int) -> Moment:
+        """SIGCONT the process that ``stop_rank`` stopped, if it is still there."""
+        del rank
+        moment = Moment.now()
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            return moment  # its agent has ended it already: so much for the zombie
+        return moment
+
+    # --- control plane, gateway, etcd ---------------------------------------------------------------------------------
+
+    async def leader(self) -> str:
+        """Name of the leading replica."""
+        found = leader_of(await self.instance.etcd.get(self.instance.keys.election))
+        if found is None:
+            raise InstanceError("nobody leads now")
+        return decode(found.value, LeaderRecord, key=found.key).replica
+
+    async def kill_leader(self) -> tuple[str, Moment]:
+        """SIGKILL the leading control plane; its name, for ``restart``."""
+        name = f"controlplane-{await self.leader()}"
+        moment = Moment.now()
+        self.instance.household.programs[name].kill()
+        return name, moment
+
+    def kill_gateway(self, index: int) -> Moment:
+        """SIGKILL a gateway."""
+        moment = Moment.now()
+        self.instance.household.programs[f"gateway-{index}"].kill()
+        return moment
+
+    def restart(self, name: str) -> None:
+        """Start a program of the household again after it was killed."""
+        self._restart(name)
+
+    async def stop_etcd(self, *, seconds: float) -> Moment:
+        """Kill every member of etcd, and start them again after a while."""
+        moment = Moment.now()
+        members = self.instance.local_etcd.members
+        for member in members:
+            self.instance.household.programs[f"etcd-{member.name}"].kill()
+        await asyncio.sleep(seconds)
+        for member in members:
+            self._restart(f"etcd-{member.name}")
+        for member in members:
+            await asyncio.to_thread(self.instance.local_etcd.wait, member)
+        return moment
+
+    def kill_etcd_member(self, index: int) -> Moment:
+        """SIGKILL one member of etcd."""
+        moment = Moment.now()
+        self.instance.household.programs[f"etcd-{self.instance.local_etcd.members[index].name}"].kill()
+        return moment
+
+    # --- operators ----------------------------------------------------------------------------------------------------
+
+    async def admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        """Call the admin API as the operator, at any replica that answers; (status, decoded answer).
+
+        Raises:
+            InstanceError: no replica answered within 10 s.
+        """
+        headers = {"Authorization": f"Bearer {self.instance.token}"}
+        until = time.monotonic() + 10.0
+        timeout = aiohttp.ClientTimeout(total=5.0)
+        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+            while True:
+                for url in self.instance.admin_urls:
+                    try:
+                        async with session.request(method, f"{url}{path}", json=body) as response:
+                            if response.status != 503:
+                                return response.status, await response.json(content_type=None)
+                    except (aiohttp.ClientError, TimeoutError):
+                        continue
+                if time.monotonic() > until:
+                    raise InstanceError(f"no replica of the control plane answered {method} {path} within 10 s")
+                await asyncio.sleep(0.1)
+
+    async def operation(self, path: str, body: dict[str, Any], *, within_s: float) -> dict[str, Any]:
+        """Ask for an operation and wait for its end; its last state.
+
+        Raises:
+            InstanceError: it was refused at once, or did not end in time.
+        """
+        status, answer = await self.admin("POST", path, body)
+        if status != 202:
+            raise InstanceError(f"POST {path}: HTTP {status}: {answer}")
+        until = time.monotonic() + within_s
+        while True:
+            _, operation = await self.admin("GET", f"/v1/operations/{answer['id']}")
+            if operation["state"] not in ("pending", "running"):
+                return dict(operation)
+            if time.monotonic() > until:
+                raise InstanceError(f"POST {path}: still {operation['state']} after {within_s:.0f} s: {operation}")
+            await asyncio.sleep(0.05)
+
+    def _restart(self, name: str) -> None:
+        program = self.instance.household.programs[name]
+        if program.process is not None:
+            program.process.wait(10)
+        program.start()

@@ -1,0 +1,91 @@
+"""Reads what etcd and the gateways wrote down, and says which of the architecture's invariants it breaks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from schemas.codec import decode
+from schemas.operations import PastEpoch
+from schemas.placement import Placement
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tools.mainjob.instance import Instance
+
+
+async def violations(instance: Instance) -> list[str]:
+    """Every broken invariant in words; empty when all hold."""
+    listing = await instance.etcd.get(instance.keys.history)
+    past = [decode(item.value, PastEpoch, key=item.key) for item in listing]
+    past.sort(key=lambda one: one.decided.epoch)
+    placements = {
+        item.key.rpartition("/")[2]: Placement.from_wire(item.value)
+        for item in await instance.etcd.get(instance.keys.placements)
+    }
+    return [*growing(past), *covered(past, placements), *lonely(past), *ended_once(instance.folder / "audit.jsonl")]
+
+
+def growing(past: list[PastEpoch]) -> list[str]:
+    """Invariant 3: epochs only grow, and so do the fences of those who decided them."""
+    found = []
+    for earlier, later in pairwise(past):
+        if later.fence < earlier.fence:
+            found.append(f"epoch {later.decided.epoch} was written by fence {later.fence} after {earlier.fence}")
+        if later.decided_unix_ns < earlier.decided_unix_ns:
+            found.append(f"epoch {later.decided.epoch} was decided before epoch {earlier.decided.epoch}")
+    return found
+
+
+def covered(past: list[PastEpoch], placements: dict[str, Placement]) -> list[str]:
+    """Invariant 4: what a committed epoch says of its missing experts is what its placement says."""
+    found = []
+    for one in past:
+        version = one.decided
+        placement = placements.get(version.placement)
+        if placement is None:
+            continue  # older than the placements kept
+        missing = placement.missing(member.rank for member in version.members)
+        if len(missing) != version.missing:
+            found.append(
+                f"epoch {version.epoch} says {version.missing} experts are missing, its placement {len(missing)}"
+            )
+    return found
+
+
+def lonely(past: list[PastEpoch]) -> list[str]:
+    """Invariant 6: an incarnation that was excluded is never a member again."""
+    found, excluded = [], set[tuple[int, int]]()
+    for earlier, later in pairwise(past):
+        before, after = set(earlier.decided.members), set(later.decided.members)
+        if later.decided.cut == "abort":
+            excluded |= {(member.rank, member.incarnation) for member in before - after}
+        found += [
+            f"epoch {later.decided.epoch} has rank {member.rank} with the excluded incarnation {member.incarnation}"
+            for member in after
+            if (member.rank, member.incarnation) in excluded
+        ]
+    return found
+
+
+class _End(msgspec.Struct):
+    """The part of an audit line that is judged."""
+
+    request: str
+    end: str
+
+
+def ended_once(audit: Path) -> list[str]:
+    """Invariant 8: no accepted request has two ends."""
+    if not audit.exists():
+        return [f"no audit log at {audit}"]
+    lines = [msgspec.json.decode(line, type=_End) for line in audit.read_bytes().splitlines() if line.strip()]
+    return [f"request {request} ended {count} times" for request, count in Counter(_ids(lines)).items() if count > 1]
+
+
+def _ids(lines: list[_End]) -> list[str]:
+    return [line.request for line in lines]

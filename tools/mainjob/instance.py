@@ -1,0 +1,311 @@
+"""A whole instance on this machine: real etcd, control planes, gateways, agents with their engines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+import psutil
+
+from controlplane.etcd import EtcdClient
+from schemas.codec import decode
+from schemas.config import EtcdConfig
+from schemas.keys import Keys
+from schemas.records import EpochRecord, Registration
+from tools.etcd.local import LocalEtcd, free_ports
+from tools.mainjob.processes import Household
+from worker.engine.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from schemas.vocabulary import Rank
+    from tools.mainjob.processes import Program
+
+SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "sprout"
+_POLL_S = 0.05
+
+
+class InstanceError(RuntimeError):
+    """The instance did not come to the state that was waited for; the message says what was seen instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to start.
+
+    Attributes:
+        ranks: how many ranks.
+        spare: expert slots beyond one copy of every expert, as a share of all experts.
+        model: the checkpoint's folder.
+        etcd: members of etcd, 1 or 3.
+        controlplanes: replicas.
+        gateways: how many.
+        trace_endpoint: where traces go (OTLP over HTTP); empty for nowhere.
+        worker: more settings of ``[worker]``.
+        policy: more settings of ``[policy]``.
+    """
+
+    ranks: int = 4
+    spare: float = 0.5
+    model: Path = SHIPPED_MODEL
+    etcd: int = 1
+    controlplanes: int = 2
+    gateways: int = 1
+    trace_endpoint: str = ""
+    worker: dict[str, str | int | float | bool] = field(default_factory=dict)
+    policy: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+class Instance:
+    """Started by ``async with``; everything is gone at its end.
+
+    Attributes:
+        plan: what was started.
+        folder: configuration and logs; removed with the rest unless ``keep``.
+        gateway_urls: clients' addresses.
+        admin_urls: operators' addresses, one for each control plane.
+        token: an operator's bearer token.
+    """
+
+    def __init__(self, plan: Plan, *, keep: bool = False) -> None:
+        """Lay out folders, ports and settings; start nothing yet."""
+        self.plan = plan
+        self.keep = keep
+        _clear_abandoned()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"eep-{os.getpid()}-", dir=_memory_folder()))
+        self.keys = Keys("demo")
+        self.token = secrets.token_urlsafe(24)
+        self.local_etcd = LocalEtcd(members=plan.etcd)
+        self.household = Household(self.folder / "logs")
+        ports = free_ports(plan.controlplanes + plan.gateways)
+        self._admin_ports, self._gateway_ports = ports[: plan.controlplanes], ports[plan.controlplanes :]
+        self.admin_urls = [f"http://127.0.0.1:{port}" for port in self._admin_ports]
+        self.gateway_urls = [f"http://127.0.0.1:{port}" for port in self._gateway_ports]
+        self.etcd = EtcdClient(EtcdConfig(endpoints=self.local_etcd.endpoints))
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._write_settings()
+            self.household.__enter__()
+            await asyncio.to_thread(self._start_etcd)
+            await self.etcd.__aenter__()
+            for index in range(self.plan.controlplanes):
+                self.start_controlplane(index)
+            for index in range(self.plan.gateways):
+                self.start_gateway(index)
+            for rank in range(self.plan.ranks):
+                self.start_rank(rank)
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        await self.etcd.close()
+        await asyncio.to_thread(self.household.end)
+        shutil.rmtree(self.local_etcd.folder, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- starting things ----------------------------------------------------------------------------------------------
+
+    def _start_etcd(self) -> None:
+        for member in self.local_etcd.members:
+            self.household.start(f"etcd-{member.name}", member.command)
+        for member in self.local_etcd.members:
+            self.local_etcd.wait(member)
+
+    def start_controlplane(self, index: int) -> Program:
+        """Start a replica of the control plane."""
+        replica = chr(ord("a") + index)
+        return self.household.python(
+            f"controlplane-{replica}",
+            "controlplane.service",
+            *("--config", str(self.settings), "--replica", replica, "--port", str(self._admin_ports[index])),
+            environment=self._tracing(),
+        )
+
+    def start_gateway(self, index: int) -> Program:
+        """Start a gateway."""
+        return self.household.python(
+            f"gateway-{index}",
+            "controlplane.gateway",
+            *("--config", str(self.settings), "--port", str(self._gateway_ports[index])),
+            environment=self._tracing(),
+        )
+
+    def start_rank(self, rank: Rank) -> Program:
+        """Start a rank's agent, which starts its engine."""
+        return self.household.python(
+            f"rank-{rank}",
+            "worker",
+            *("--config", str(self.settings), "--rank", str(rank)),
+            environment={**self._tracing(), "OMP_NUM_THREADS": "1"},
+        )
+
+    @property
+    def settings(self) -> Path:
+        """The instance's configuration file."""
+        return self.folder / "eep.toml"
+
+    def _tracing(self) -> dict[str, str]:
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.plan.trace_endpoint} if self.plan.trace_endpoint else {}
+
+    def _write_settings(self) -> None:
+        (self.folder / "tokens").write_text(f"operator demo {self.token}\n")
+        (self.folder / "tokens").chmod(0o600)
+        sections: dict[str, dict[str, object]] = {
+            "instance": {
+                "name": self.keys.instance,
+                "model": str(self.plan.model.resolve()),
+                "max_ranks": max(8, self.plan.ranks),
+                "slots_per_rank": slots_per_rank(self.plan),
+                "run_dir": str(self.folder),
+            },
+            "etcd": {"endpoints": list(self.local_etcd.endpoints)},
+            "policy": {
+                "ranks": self.plan.ranks,
+                "form_wait_s": 60.0,
+                "survivability": "rank" if self.plan.spare >= 1 else "none",
+                **self.plan.policy,
+            },
+            "controlplane": {"tokens_file": str(self.folder / "tokens")},
+            "gateway": {"audit_file": str(self.folder / "audit.jsonl")},
+            "worker": {"host": "localhost", **self.plan.worker},
+        }
+        self.settings.write_text("\n".join(_toml(name, values) for name, values in sections.items()))
+
+    # --- looking at it ------------------------------------------------------------------------------------------------
+
+    async def epoch(self) -> EpochRecord | None:
+        """The epoch record, None before the first."""
+        found = (await self.etcd.get(self.keys.epoch)).only
+        return decode(found.value, EpochRecord, key=found.key) if found else None
+
+    async def registrations(self) -> dict[Rank, Registration]:
+        """Who is registered."""
+        listing = await self.etcd.get(self.keys.ranks)
+        found = [decode(item.value, Registration, key=item.key) for item in listing]
+        return {registration.rank: registration for registration in found}
+
+    async def wait(
+        self, look: Callable[[EpochRecord | None, dict[Rank, Registration]], bool], *, what: str, within_s: float
+    ) -> None:
+        """Wait until the cluster looks as asked.
+
+        Raises:
+            InstanceError: it did not in time; says how it looked.
+            ProcessEndedError: a program that should run has ended.
+        """
+        until = time.monotonic() + within_s
+        while True:
+            record, registrations = await self.epoch(), await self.registrations()
+            if look(record, registrations):
+                return
+            if time.monotonic() > until:
+                seen = f"epoch {record.committed.epoch if record else 'none'}, ready {_ready(registrations)}"
+                raise InstanceError(f"no {what} within {within_s:.0f} s; seen: {seen}; logs: {self.household.folder}")
+            self.check()
+            await asyncio.sleep(_POLL_S)
+
+    async def wait_members(self, ranks: set[Rank], *, within_s: float) -> None:
+        """Wait until the committed epoch has exactly these ranks, and all run under it."""
+
+        def look(record: EpochRecord | None, registrations: dict[Rank, Registration]) -> bool:
+            if record is None or record.preparing or {member.rank for member in record.committed.members} != ranks:
+                return False
+            current = record.committed.placement
+            return all(rank in registrations and registrations[rank].holds == current for rank in ranks)
+
+        await self.wait(look, what=f"epoch with ranks {sorted(ranks)}", within_s=within_s)
+
+    def check(self) -> None:
+        """Raise ``ProcessEndedError`` for a program that has ended without being told to."""
+        for name, program in self.household.programs.items():
+            if not name.startswith("rank-"):
+                program.check()
+
+    async def gateways_ready(self, *, within_s: float) -> None:
+        """Wait until every gateway would take a request."""
+        async with aiohttp.ClientSession() as session, asyncio.timeout(within_s):
+            for url in self.gateway_urls:
+                while not await _answers(session, f"{url}/readyz"):  # noqa: ASYNC110  another process gets ready
+                    await asyncio.sleep(_POLL_S)
+
+    def engine_processes(self, rank: Rank) -> list[psutil.Process]:
+        """The engine's process tree: the server's main process first."""
+        agent = psutil.Process(self.household.programs[f"rank-{rank}"].pid)
+        return [child for child in agent.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+
+    def scheduler(self, rank: Rank) -> psutil.Process:
+        """The process that holds the model: its death is the rank's death."""
+        for process in self.engine_processes(rank):
+            if "scheduler" in process.name() or any("scheduler" in word for word in process.cmdline()[:1]):
+                return process
+        raise InstanceError(f"rank {rank} has no scheduler process now")
+
+
+def slots_per_rank(plan: Plan) -> int:
+    """Slots so that all ranks together have the spare share, and one rank's loss leaves a slot for every expert."""
+    experts = _experts(plan.model)
+    survivors = max(plan.ranks - 1, 1)
+    return max(-(-round(experts * (1 + plan.spare)) // plan.ranks), -(-experts // survivors))
+
+
+def _experts(model: Path) -> int:
+    return Checkpoint(model).n_experts
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+def _ready(registrations: dict[Rank, Registration]) -> list[Rank]:
+    return sorted(rank for rank, registration in registrations.items() if registration.ready)
+
+
+def _toml(name: str, values: dict[str, object]) -> str:
+    return f"[{name}]\n" + "".join(f"{key} = {_toml_value(value)}\n" for key, value in values.items())
+
+
+def _toml_value(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            return "[" + ", ".join(map(_toml_value, value)) + "]"
+        case str():
+            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
+
+
+def _memory_folder() -> Path:
+    shared = Path("/dev/shm")  # noqa: S108  tmpfs on every Linux: sockets, control blocks and the backup belong in memory
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _clear_abandoned() -> None:
+    """Remove the folders of main jobs that were killed: the name carries their process id."""
+    for folder in _memory_folder().glob("eep-*-*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)

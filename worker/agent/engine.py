@@ -1,0 +1,183 @@
+"""The engine as the agent holds it: its process tree, its control block, its socket, and the sight of its death."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from native import ControlBlock
+from schemas.messages import Hello, Ready
+from worker.agent.events import EngineEnded, Heard
+from worker.engine.client import EngineClient, EngineGoneError
+from worker.engine.launch import EngineConfig, EngineProcess, free_port
+from worker.engine.settings import EngineSettings, Missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from schemas.config import Config
+    from schemas.messages import ToEngine
+    from schemas.vocabulary import Epoch, Incarnation, Rank
+    from worker.agent.events import Event
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One rank's engine over all its incarnations; at most one runs.
+
+    Args:
+        config: the instance's settings.
+        rank: which rank.
+        folder: for sockets, control block and logs of this rank.
+    """
+
+    def __init__(self, *, config: Config, rank: Rank, folder: Path) -> None:
+        self._config = config
+        self._rank = rank
+        self._folder = folder
+        self._heard: Callable[[Event], None]
+        self._client = EngineClient(str(folder / "agent.sock"))
+        self._process: EngineProcess | None = None
+        self._control: ControlBlock | None = None
+        self._incarnation: Incarnation = 0
+        self._pidfds: list[int] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._late: asyncio.TimerHandle | None = None
+        self._outbox: asyncio.Queue[ToEngine] = asyncio.Queue()
+
+    async def open(self, heard: Callable[[Event], None]) -> None:
+        """Listen for engines; ``heard`` receives ``Heard`` and ``EngineEnded``, on the loop."""
+        self._heard = heard
+        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+        await self._client.__aenter__()
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._speak())]
+
+    async def close(self) -> None:
+        """End what runs and stop listening."""
+        await self.end(fence=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.__aexit__(None, None, None)
+
+    async def start(self, incarnation: Incarnation) -> None:
+        """Start the process tree."""
+        await self.end(fence=False)
+        self._incarnation = incarnation
+        self._outbox = asyncio.Queue()
+        self._client.expect = incarnation
+        self._control = ControlBlock.create(
+            str(self._folder / f"control-{incarnation}"), rank=self._rank, incarnation=incarnation
+        )
+        self._process = EngineProcess(self._engine_config(incarnation, self._control.path))
+        self._watch(self._process.pid, "the server's main process ended")
+        deadline = self._config.worker.start_deadline_s
+        loop = asyncio.get_running_loop()
+        self._late = loop.call_later(deadline, self._ended, incarnation, f"not ready within {deadline:.0f} s")
+
+    async def end(self, *, fence: bool) -> None:
+        """End the process tree; return when none of it is left."""
+        if self._control is not None and fence:
+            self._control.fenced = True
+        if self._late is not None:
+            self._late.cancel()
+        self._unwatch()
+        if self._process is not None:
+            process, self._process = self._process, None
+            await asyncio.to_thread(process.kill)
+        if self._control is not None:
+            await asyncio.to_thread(Path(self._control.path).unlink, missing_ok=True)
+            self._control = None
+
+    def send(self, message: ToEngine) -> None:
+        """Send, in order; a message to an engine that is gone is dropped."""
+        self._outbox.put_nowait(message)
+
+    def call_off(self, epoch: Epoch) -> None:
+        """Abandon steps under earlier epochs."""
+        if self._control is not None:
+            self._control.abort(epoch)
+
+    def committed(self, epoch: Epoch) -> None:
+        """Make known that an epoch is decided."""
+        if self._control is not None:
+            self._control.commit(epoch)
+
+    # --- what the engine says, and what its processes do --------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for message in self._client.messages():
+            if message is None:
+                continue  # it hung up: its pidfd will say why
+            if isinstance(message, Hello):
+                self._watch(message.pid, "its scheduler ended")
+            if isinstance(message, Ready) and self._late is not None:
+                self._late.cancel()
+            self._heard(Heard(asyncio.get_running_loop().time(), message))
+
+    async def _speak(self) -> None:
+        while True:
+            message = await self._outbox.get()
+            try:
+                await self._client.send(message)
+            except EngineGoneError as error:
+                log.info("rank %d: %s", self._rank, error)
+
+    def _watch(self, pid: int, meaning: str) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._ended(self._incarnation, meaning)
+            return
+        self._pidfds.append(pidfd)
+        asyncio.get_running_loop().add_reader(pidfd, self._ended, self._incarnation, meaning)
+
+    def _unwatch(self) -> None:
+        for pidfd in self._pidfds:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+        self._pidfds = []
+
+    def _ended(self, incarnation: Incarnation, how: str) -> None:
+        if incarnation != self._incarnation or self._process is None:
+            return
+        self._unwatch()
+        self._heard(EngineEnded(asyncio.get_running_loop().time(), incarnation, how, time.time_ns()))
+
+    # --- configuration ------------------------------------------------------------------------------------------------
+
+    def _engine_config(self, incarnation: Incarnation, control_path: str) -> EngineConfig:
+        instance, worker = self._config.instance, self._config.worker
+        port = worker.first_port + self._rank if worker.first_port else free_port()
+        settings = EngineSettings(
+            rank=self._rank,
+            incarnation=incarnation,
+            max_ranks=instance.max_ranks,
+            slots=worker.slots or instance.slots_per_rank,
+            control_path=control_path,
+            agent_socket=self._client.path,
+            link_socket=str(self._folder / f"link-{incarnation}.sock"),
+            serve_url=f"http://{worker.serve_host}:{port}",
+            model_path=instance.model,
+            manifest_dir=str(self._folder.parent / "manifest"),
+            max_tokens=worker.chunked_prefill,
+            silence_s=worker.silence_s,
+            step_deadline_s=worker.step_deadline_s,
+            missing_experts=Missing.BEST_EFFORT if worker.best_effort else Missing.STRICT,
+        )
+        return EngineConfig(
+            settings=settings,
+            host=worker.serve_host,
+            port=port,
+            folder=self._folder,
+            device=worker.device,
+            dtype=worker.dtype,
+            max_total_tokens=worker.max_total_tokens,
+            chunked_prefill=worker.chunked_prefill,
+            extra=worker.engine_arguments,
+        )
