@@ -110,11 +110,11 @@ class Instance:
 
     async def write(self) -> None:
         """Put the records where the archive looks for them."""
-        revision = await self.store(self.keys.epoch, self.current.epoch)
+        epoch_revision = await self.store(self.keys.epoch, self.current.epoch)
         for past in self.history:
             await self.store(self.keys.past(past.decided.epoch), past)
-        await self.store(self.keys.recovery(self.recovery.id), self.recovery)
-        self.change(epoch_revision=revision, revision=revision)
+        revision = await self.store(self.keys.recovery(self.recovery.id), self.recovery)
+        self.change(epoch_revision=epoch_revision, revision=revision)
 
     def app(self, tmp_path):
         tokens = tmp_path / "tokens"
