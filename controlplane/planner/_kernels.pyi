@@ -16,11 +16,13 @@ _Report: TypeAlias = tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float64], 
 class Ranks:
     """The topology, by rank.
 
-    ``capacity`` int32 [ranks] (0: takes part in nothing), ``domain`` int32 [ranks], ``speed`` float64 [ranks] (> 0);
-    ``copies``: failure domains that each expert must be in (1 or 2).
+    ``capacity`` int32 [ranks] (0: takes part in nothing), ``domain`` and ``host`` int32 [ranks], ``speed`` float64
+    [ranks] (> 0); ``copies``: failure domains that each expert must be in (1 or 2).
     """
 
-    def __init__(self, *, capacity: Any, domain: Any, speed: Any, width: int, experts: int, copies: int) -> None: ...
+    def __init__(
+        self, *, capacity: Any, domain: Any, host: Any, speed: Any, width: int, experts: int, copies: int
+    ) -> None: ...
 
 def evolve(
     ranks: Ranks,
@@ -32,6 +34,7 @@ def evolve(
     absent: npt.NDArray[np.uint8] | None,
     scratch: bool,
     improve: bool,
+    relocate: bool,
     fill: bool,
     budget: int,
     tolerance: float,

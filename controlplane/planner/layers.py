@@ -11,6 +11,7 @@ from controlplane.planner import _kernels
 from controlplane.planner.constraints import Constraints, pins
 from controlplane.planner.errors import InvalidInputError
 from schemas.placement import EMPTY, Placement
+from schemas.policy import Survivability
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -69,6 +70,7 @@ def native_ranks(topology: Topology, *, experts: int, constraints: Constraints) 
     return _kernels.Ranks(
         capacity=topology.capacity,
         domain=topology.domains(constraints.survivability),
+        host=topology.domains(Survivability.HOST),
         speed=topology.speed,
         width=topology.width,
         experts=experts,
@@ -94,9 +96,21 @@ def evolve(
     *,
     scratch: bool = False,
     improve: bool = True,
+    relocate: bool = False,
     budget: int | None = None,
 ) -> tuple[Placement, int]:
-    """Next placement, and the (layer, expert) pairs that no slot was left for. ``budget``: None for no limit."""
+    """Next placement, and the (layer, expert) pairs that no slot was left for.
+
+    Args:
+        live: what slots hold now.
+        load: [layers, experts].
+        topology: ranks that may be used.
+        constraints: what to keep to.
+        scratch: place everything anew.
+        improve: also lower the worst pressure.
+        relocate: last copies may be written elsewhere, from storage; only while nothing serves.
+        budget: slots that may be written beyond what coverage needs; None for no limit.
+    """
     experts = load.shape[1]
     slots, weights, (uncovered, _, _, _) = _kernels.evolve(
         native_ranks(topology, experts=experts, constraints=constraints),
@@ -107,6 +121,7 @@ def evolve(
         absent=absent(constraints, load),
         scratch=scratch,
         improve=improve,
+        relocate=relocate,
         fill=constraints.fill,
         budget=-1 if budget is None else budget,
         tolerance=constraints.tolerance,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from controlplane.planner.topology import Topology
 
-WORTH_STARTING_OVER = 1.01
+WORTH_STARTING_OVER = 1.03
 """A plan that starts from the live placement moves far less; only a layer it leaves this much worse is planned anew."""
 
 DEFAULT = Constraints()
@@ -100,7 +100,8 @@ def repair(
         gone = np.bincount([layer for layer, _ in constraints.unavailable], minlength=demand.shape[0])
         obtainable -= int(gone.min())
     require(topology, experts=obtainable, survivability=Survivability.NONE)
-    placement, uncovered = evolve(live, demand, topology, constraints, budget=constraints.movement_budget or 0)
+    budget = constraints.movement_budget or 0
+    placement, uncovered = evolve(live, demand, topology, constraints, relocate=True, budget=budget)
     if uncovered:
         raise InfeasibleError(
             f"one copy of every expert ({uncovered} left over)",

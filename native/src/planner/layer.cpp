@@ -8,6 +8,8 @@ namespace planner {
 namespace {
 
 constexpr int kSweeps = 400;        // a bound, not a setting: settle() ends by tolerance long before
+constexpr int kLook = 64;        // experts levelled between two looks at whether it is even enough already
+constexpr double kEven = 5;      // … which it is within this many tolerances of the ideal: nothing can be better
 constexpr int kStackCopies = 128;   // MAX_RANKS of an instance; wider simulations spill to the heap
 
 }  // namespace
@@ -113,6 +115,8 @@ void Layer::hold(int slot, int expert) {
   if (count_[expert] == 1) set_share(slot, demand_[expert]);
 }
 
+void Layer::assign(int slot, double share) { set_share(slot, share); }
+
 void Layer::drop(int slot) {
   const int expert = expert_[slot];
   unlink(slot);
@@ -200,6 +204,10 @@ void Layer::settle(double tolerance) {
     first_ = (first_ + 1) % queue_.size();
     --waiting_;
     queued_[expert] = 0;
+    if (left % kLook == 0 && worst() <= ideal_ * (1 + kEven * tolerance)) {
+      wake(expert);
+      return;
+    }
     levelling_ = expert;
     level(expert);
     levelling_ = kNone;

@@ -16,6 +16,7 @@ struct Ranks {
   int copies = 1;                // distinct failure domains that should hold each expert
   std::vector<int> capacity;     // usable slots by rank; 0: the rank takes part in nothing
   std::vector<int> domain;       // failure domain by rank
+  std::vector<int> host;         // copies are spread over hosts where that costs little, whatever must be survived
   std::vector<double> speed;     // relative throughput by rank
   double total_speed = 0;        // over ranks with capacity
 
@@ -51,6 +52,7 @@ class Layer {
 
   // --- changes ---
   void hold(int slot, int expert);  // a copy with no share yet, unless it is the first one: that takes all
+  void assign(int slot, double share);  // part of a split that the caller makes whole
   void drop(int slot);              // its share goes to the copies that remain
   void level(int expert);           // the split of one expert that evens the pressures of its ranks
   // Levels experts until nothing moves by more than `tolerance` of the ideal pressure: worst() is then the least that

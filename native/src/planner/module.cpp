@@ -15,10 +15,11 @@ namespace {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-Ranks make_ranks(const Array<int>& capacity, const Array<int>& domain, const Array<double>& speed, int width,
+Ranks make_ranks(const Array<int>& capacity, const Array<int>& domain, const Array<int>& host,
+                 const Array<double>& speed, int width,
                  int experts, int copies) {
-  if (domain.size() != capacity.size() || speed.size() != capacity.size())
-    throw std::invalid_argument("capacity, domain and speed must have one entry for each rank");
+  if (domain.size() != capacity.size() || host.size() != capacity.size() || speed.size() != capacity.size())
+    throw std::invalid_argument("capacity, domain, host and speed must have one entry for each rank");
   Ranks ranks;
   ranks.count = static_cast<int>(capacity.size());
   ranks.width = width;
@@ -26,6 +27,7 @@ Ranks make_ranks(const Array<int>& capacity, const Array<int>& domain, const Arr
   ranks.copies = copies;
   ranks.capacity.assign(capacity.data(), capacity.data() + capacity.size());
   ranks.domain.assign(domain.data(), domain.data() + domain.size());
+  ranks.host.assign(host.data(), host.data() + host.size());
   ranks.speed.assign(speed.data(), speed.data() + speed.size());
   for (int r = 0; r < ranks.count; ++r) {
     if (ranks.capacity[r] < 0 || ranks.capacity[r] > width) throw std::invalid_argument("capacity must be 0 … slots");
@@ -72,20 +74,20 @@ PYBIND11_MODULE(_kernels, module) {
   module.doc() = "Placement kernels: layers planned in native threads.";
 
   py::class_<Ranks>(module, "Ranks")
-      .def(py::init(&make_ranks), py::kw_only(), py::arg("capacity"), py::arg("domain"), py::arg("speed"),
+      .def(py::init(&make_ranks), py::kw_only(), py::arg("capacity"), py::arg("domain"), py::arg("host"), py::arg("speed"),
            py::arg("width"), py::arg("experts"), py::arg("copies"));
 
   module.def(
       "evolve",
       [](const Ranks& ranks, const Array<std::uint16_t>& slots, const Array<std::uint16_t>& weights,
          const Array<double>& demand, const std::optional<Array<std::uint8_t>>& pinned,
-         const std::optional<Array<std::uint8_t>>& absent, bool scratch, bool improve,
+         const std::optional<Array<std::uint8_t>>& absent, bool scratch, bool improve, bool relocate,
          bool fill, long long budget, double tolerance, int threads) {
         const Input input{slots, weights, demand, pinned, absent};
         const Live live = input.view(ranks);
         py::array_t<std::uint16_t> new_slots = table(slots), new_weights = table(slots);
         const Tables out{new_slots.mutable_data(), new_weights.mutable_data()};
-        const Stages stages{scratch, improve, fill, budget, tolerance};
+        const Stages stages{scratch, improve, relocate, fill, budget, tolerance};
         Outcome outcome;
         {
           const py::gil_scoped_release release;
@@ -94,7 +96,7 @@ PYBIND11_MODULE(_kernels, module) {
         return py::make_tuple(new_slots, new_weights, report(outcome));
       },
       py::arg("ranks"), py::arg("slots"), py::arg("weights"), py::arg("demand"), py::kw_only(), py::arg("pinned"), py::arg("absent"),
-      py::arg("scratch"), py::arg("improve"), py::arg("fill"), py::arg("budget"), py::arg("tolerance"),
+      py::arg("scratch"), py::arg("improve"), py::arg("relocate"), py::arg("fill"), py::arg("budget"), py::arg("tolerance"),
       py::arg("threads"));
 
   module.def(

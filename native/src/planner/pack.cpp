@@ -10,6 +10,10 @@ namespace planner {
 
 namespace {
 
+// What a copy counts more for each other one on the same host: a heavy expert that loses all copies but one with its
+// host cannot be split any more, however the rest is repaired.
+constexpr double kTogether = 0.25;
+
 // Copies of each expert: `Ranks::copies` at least, then one more for whoever has the fullest ones.
 std::vector<int> counts(const Layer& layer) {
   const Ranks& ranks = layer.ranks();
@@ -66,6 +70,13 @@ class Packer {
            !layer_.in_domain(expert, ranks_.domain[rank]);
   }
 
+  int together(int expert, int rank) const {
+    int copies = 0;
+    for (int s = layer_.first(expert); s != kNone; s = layer_.next(s))
+      copies += ranks_.host[ranks_.rank(s)] == ranks_.host[rank];
+    return copies;
+  }
+
   void prepare() {
     copies_ = counts(layer_);
     order_.resize(ranks_.experts);
@@ -95,7 +106,7 @@ class Packer {
     double lowest = 0;
     for (int r = 0; r < ranks_.count; ++r) {
       if (free_[r] == 0 || layer_.holds(r, expert)) continue;
-      const double pressure = (load_[r] + size) / ranks_.speed[r];
+      const double pressure = (load_[r] + size * (1 + kTogether * together(expert, r))) / ranks_.speed[r];
       if (best != kNone && pressure >= lowest) continue;
       if (!spreads(expert, r)) continue;
       best = r;

@@ -34,6 +34,13 @@ Layer read(const Ranks& ranks, const Live& live, int index, bool hold) {
     layer.hold(s, expert);
     layer.fixed[s] = pinned(ranks, live, index, rank, expert);
   }
+  // The split in force is where the search for a better one starts: most of it stays as it is.
+  for (int e = 0; e < ranks.experts; ++e) {
+    double total = 0;
+    for (int s = layer.first(e); s != kNone; s = layer.next(s)) total += live.weights[base + s];
+    for (int s = layer.first(e); s != kNone; s = layer.next(s))
+      layer.assign(s, layer.demand(e) * live.weights[base + s] / total);
+  }
   return layer;
 }
 
@@ -158,7 +165,12 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
   const bool bounded = stages.budget >= 0;
   Effort effort;
   effort.tolerance = stages.tolerance;
+  effort.relocate = stages.relocate;
   if (stages.scratch) {
+    if (pack_alias(layer)) {
+      fill(layer, kNoLimit);
+      return result;
+    }
     result.uncovered = pack(layer);
     effort.anything = true;
     effort.budget = kNoLimit;
@@ -180,7 +192,7 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
     return result;
   }
   if (stages.budget == 0) return result;
-  effort.budget = std::max(0, static_cast<int>(std::min<long long>(stages.budget, 4LL * (part + 1))) - result.survived);
+  effort.budget = std::max(0, static_cast<int>(std::min<long long>(stages.budget, 2LL * (part + 2))) - result.survived);
   improve(layer, effort, &result.frontier);
   return result;
 }

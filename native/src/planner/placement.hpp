@@ -29,6 +29,7 @@ struct Tables {
 struct Stages {
   bool scratch = false;       // place everything anew; the live tables only say what is in memory
   bool improve = true;        // lower the worst pressure
+  bool relocate = false;      // last copies may move too: nothing serves meanwhile
   bool fill = false;          // use free slots even when the balance does not need them
   long long budget = 0;       // slots written beyond coverage, over all layers; negative: no limit
   double tolerance = 1e-3;

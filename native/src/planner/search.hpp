@@ -31,6 +31,7 @@ struct Move {
 struct Effort {
   int budget = 0;           // slots that may be written beyond those already written
   bool anything = false;    // planning from nothing: any two slots may be exchanged
+  bool relocate = false;    // a last copy may be written elsewhere, from storage: while nothing serves
   double tolerance = 1e-3;  // of the ideal pressure: good enough
   int patience = 6;         // changes in a row that may fail to lower the worst pressure
   int rounds = 400;

@@ -1,147 +1,17 @@
-#include "search.hpp"
-
 #include <algorithm>
-#include <limits>
+#include <vector>
+
+#include "energy.hpp"
+#include "search.hpp"
 
 namespace planner {
 
 namespace {
 
-constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kSearching = 1e-4;  // of the ideal pressure: how exactly loads are split while looking for moves
+constexpr double kWorthwhile = 1e-6;   // of the energy of one rank at the ideal pressure
+constexpr int kSweeps = 8;             // over all exchanges that cost nothing; most end after two or three
 constexpr int kHottest = 3;  // ranks whose experts are candidates for another copy, most pressed first
-
-double energy(double load, double speed) { return load * load / (2 * speed); }
-
-// How much the energy of the *other* ranks grows when a copy's share goes to the copies that remain.
-double displaced(const Layer& layer, int slot) {
-  const double share = layer.share(slot);
-  if (share <= 0) return 0;
-  double lowest = kNever, speed = 0;
-  const Ranks& ranks = layer.ranks();
-  for (int s = layer.first(layer.expert(slot)); s != kNone; s = layer.next(s)) {
-    if (s == slot) continue;
-    lowest = std::min(lowest, layer.pressure(ranks.rank(s)));
-    speed += ranks.speed[ranks.rank(s)];
-  }
-  return share * lowest + share * share / (2 * speed);
-}
-
-// Writing the same rank twice doubles its transfer time: a nudge between slots that are otherwise equally good.
-double queueing(const Layer& layer, int writes) { return 0.01 * layer.ideal() * layer.ideal() * writes; }
-
-int writes_on(const Layer& layer, int rank) {
-  const int width = layer.ranks().width;
-  int writes = 0;
-  for (int s = rank * width; s < (rank + 1) * width; ++s) writes += layer.written(s);
-  return writes;
-}
-
-// The slot where one more copy of `expert` costs least, for an expert that brings `demand` with it.
-int cheapest_slot(const Layer& layer, int expert, double demand, bool strict, bool spread) {
-  const Ranks& ranks = layer.ranks();
-  double best = kNever;
-  int where = kNone;
-  for (int r = 0; r < ranks.count; ++r) {
-    if (ranks.capacity[r] == 0 || layer.holds(r, expert)) continue;
-    if (spread && layer.in_domain(expert, ranks.domain[r])) continue;
-    const double before = energy(layer.load(r), ranks.speed[r]) - queueing(layer, writes_on(layer, r));
-    for (int s = r * ranks.width; s < r * ranks.width + ranks.capacity[r]; ++s) {
-      double cost = -before;
-      if (layer.expert(s) == kNone) {
-        cost += energy(layer.load(r) + demand, ranks.speed[r]);
-        if (layer.resident[s] == expert) cost = -kNever;  // it is there already: nothing to move
-      } else {
-        if (!removable(layer, s, strict)) continue;
-        cost += energy(layer.load(r) - layer.share(s) + demand, ranks.speed[r]) + displaced(layer, s);
-      }
-      if (cost < best) best = cost, where = s;
-    }
-  }
-  return where;
-}
-
-void put(Layer& layer, int slot, int expert) {
-  if (layer.expert(slot) != kNone) layer.drop(slot);
-  layer.hold(slot, expert);
-  layer.level(expert);
-}
-
-std::vector<int> by_demand(const Layer& layer, auto&& wanted) {
-  std::vector<int> experts;
-  for (int e = 0; e < layer.ranks().experts; ++e)
-    if (wanted(e)) experts.push_back(e);
-  std::stable_sort(experts.begin(), experts.end(),
-                   [&](int a, int b) { return layer.demand(a) > layer.demand(b); });
-  return experts;
-}
-
-}  // namespace
-
-bool removable(const Layer& layer, int slot, bool strict) {
-  const int expert = layer.expert(slot);
-  if (expert == kNone) return true;
-  if (layer.fixed[slot] || layer.copies(expert) < 2) return false;
-  if (!strict || layer.ranks().copies < 2) return true;
-  return layer.domains(expert, slot) >= layer.domains(expert);
-}
-
-int cover(Layer& layer) {
-  int left = 0;
-  for (const int e : by_demand(layer, [&](int x) { return layer.copies(x) == 0 && layer.wanted(x); })) {
-    int slot = cheapest_slot(layer, e, layer.demand(e), true, false);
-    if (slot == kNone) slot = cheapest_slot(layer, e, layer.demand(e), false, false);
-    if (slot == kNone) ++left;
-    else put(layer, slot, e);
-  }
-  return left;
-}
-
-int survive(Layer& layer, int budget) {
-  const int target = layer.ranks().copies;
-  if (target < 2) return 0;
-  int written = 0;
-  for (const int e : by_demand(layer, [&](int x) { return layer.domains(x) < target; })) {
-    if (layer.copies(e) == 0) continue;
-    // Half of the load will move there: that is what the slot has to bear.
-    const int slot = cheapest_slot(layer, e, layer.demand(e) / (layer.copies(e) + 1), true, true);
-    if (slot == kNone) continue;
-    const int cost = layer.resident[slot] != e;
-    if (written + cost > budget) continue;
-    put(layer, slot, e);
-    written += cost;
-  }
-  return written;
-}
-
-int fill(Layer& layer, int budget) {
-  const Ranks& ranks = layer.ranks();
-  int written = 0;
-  for (int s = 0; s < ranks.slots(); ++s) {
-    if (!ranks.usable(s) || layer.expert(s) != kNone) continue;
-    const int rank = ranks.rank(s);
-    int best = kNone;
-    for (int e = 0; e < ranks.experts; ++e) {
-      if (layer.copies(e) == 0 || layer.holds(rank, e)) continue;
-      // A copy in a new failure domain saves a transfer at the next loss; among those, the fullest copies first.
-      auto worth = [&](int x) {
-        return std::pair(!layer.in_domain(x, ranks.domain[rank]) && layer.domains(x) < 2,
-                         layer.demand(x) / layer.copies(x));
-      };
-      if (best == kNone || worth(e) > worth(best)) best = e;
-    }
-    const int kept = layer.resident[s];
-    if (written >= budget && kept != kNone && !layer.holds(rank, kept) && layer.copies(kept) > 0) best = kept;
-    if (best == kNone) continue;
-    const int cost = layer.resident[s] != best;
-    if (written + cost > budget) continue;
-    put(layer, s, best);
-    written += cost;
-  }
-  return written;
-}
-
-namespace {
 
 class Improver {
  public:
@@ -154,12 +24,50 @@ class Improver {
     price_slots();
     for (const int hot : hottest_) {
       copies_from(hot, budget);
-      exchanges_with(hot);
+      exchanges_with(hot, budget);
     }
     return move_;
   }
 
+  // Sweeps over all exchanges that write nothing more, wherever they are: what the most pressed ranks cannot exchange
+  // with each other they often can after others have.
+  void polish() {
+    for (int sweep = 0; sweep < kSweeps && layer_.worst() > layer_.ideal() * (1 + effort_.tolerance); ++sweep) {
+      bool changed = false;
+      for (int b = 0; b < ranks_.slots(); ++b) {
+        if (!layer_.written(b)) continue;
+        for (int a = b + 1; a < ranks_.slots(); ++a)
+          if (layer_.written(a)) changed |= settle_pair(a, b);
+        if (!layer_.written(b)) continue;
+        // Another copy may be the one that makes room: the expert stays here, and what was to be written goes there.
+        const int back = layer_.resident[b];
+        if (back == kNone) continue;
+        for (int a = layer_.first(back); a != kNone; a = layer_.next(a)) {
+          if (layer_.written(a) || !settle_pair(a, b)) continue;
+          changed = true;
+          break;
+        }
+      }
+      layer_.settle(kSearching);
+      if (!changed) return;
+    }
+  }
+
  private:
+  bool settle_pair(int a, int b) {
+    const int ra = ranks_.rank(a), rb = ranks_.rank(b);
+    if (ra == rb || layer_.fixed[a] || layer_.fixed[b]) return false;
+    const int one = layer_.expert(a), other = layer_.expert(b);
+    const double delta = layer_.share(a) - layer_.share(b);
+    const double gain = energy(layer_.load(ra), ranks_.speed[ra]) - energy(layer_.load(ra) - delta, ranks_.speed[ra]) +
+                        energy(layer_.load(rb), ranks_.speed[rb]) - energy(layer_.load(rb) + delta, ranks_.speed[rb]);
+    if (gain <= kWorthwhile * energy(layer_)) return false;
+    if (layer_.holds(ra, other) || layer_.holds(rb, one)) return false;
+    if (!spreads(one, a, rb) || !spreads(other, b, ra)) return false;
+    layer_.swap(a, b);
+    return true;
+  }
+
   struct Victim {
     int slot = kNone;
     double harm = 0;  // energy lost by giving it up
@@ -222,7 +130,7 @@ class Improver {
       speed += bases_[used].speed;
       level = volume / speed;
     }
-    after = volume * volume / (2 * speed);
+    after = energy(volume, speed);
     for (; used < bases_.size(); ++used) after += energy(bases_[used].load, bases_[used].speed);
     return before - after;
   }
@@ -237,7 +145,7 @@ class Improver {
         const int cost = (layer_.resident[victim.slot] != e) - layer_.written(victim.slot);
         if (cost > budget) continue;
         const double gain = relief(e, rank, victim.load) - victim.harm;
-        if (gain > move_.gain) move_ = {Move::Kind::kCopy, gain, cost, h, victim.slot, e};
+        if (better(gain, cost)) move_ = {Move::Kind::kCopy, gain, cost, h, victim.slot, e};
         if (layer_.written(h) && layer_.copies(e) == 1) shift(h, e, victim, cost);
       }
     }
@@ -253,21 +161,21 @@ class Improver {
                         energy(layer_.load(source) - demand, ranks_.speed[source]) +
                         energy(victim.load, ranks_.speed[target]) -
                         energy(victim.load + demand, ranks_.speed[target]) - victim.harm;
-    if (gain > move_.gain) move_ = {Move::Kind::kShift, gain, cost - 1, from, victim.slot, expert};
+    if (better(gain, cost - 1)) move_ = {Move::Kind::kShift, gain, cost - 1, from, victim.slot, expert};
   }
 
-  void exchanges_with(int hot) {
+  void exchanges_with(int hot, int budget) {
     for (int h = hot * ranks_.width; h < hot * ranks_.width + ranks_.capacity[hot]; ++h) {
       const int e = layer_.expert(h);
-      if (e == kNone || layer_.fixed[h] || !(effort_.anything || layer_.written(h))) continue;
+      if (e == kNone || layer_.fixed[h]) continue;
       for (int r = 0; r < ranks_.count; ++r) {
         if (r == hot || layer_.holds(r, e) || layer_.pressure(r) >= layer_.pressure(hot)) continue;
-        for (int s = r * ranks_.width; s < r * ranks_.width + ranks_.capacity[r]; ++s) exchange(h, s, hot, r);
+        for (int s = r * ranks_.width; s < r * ranks_.width + ranks_.capacity[r]; ++s) exchange(h, s, hot, r, budget);
       }
     }
   }
 
-  void exchange(int h, int s, int hot, int rank) {
+  void exchange(int h, int s, int hot, int rank, int budget) {
     const int e = layer_.expert(h), other = layer_.expert(s);
     if (other == kNone || layer_.fixed[s]) return;
     const double delta = layer_.share(h) - layer_.share(s);
@@ -276,10 +184,18 @@ class Improver {
                         energy(layer_.load(hot) - delta, ranks_.speed[hot]) +
                         energy(layer_.load(rank), ranks_.speed[rank]) -
                         energy(layer_.load(rank) + delta, ranks_.speed[rank]);
-    if (gain <= move_.gain || !spreads(e, h, rank) || !spreads(other, s, hot)) return;
+    if (gain <= kWorthwhile * energy(layer_)) return;
     const int cost = (layer_.resident[h] != other) + (layer_.resident[s] != e) - layer_.written(h) - layer_.written(s);
-    if (!effort_.anything && cost > 0) return;
+    if (cost > (effort_.relocate ? budget : 0) && !effort_.anything) return;
+    if (!better(gain, cost) || !spreads(e, h, rank) || !spreads(other, s, hot)) return;
     move_ = {Move::Kind::kSwap, gain, cost, h, s, e};
+  }
+
+  // More gain for each slot written; what costs nothing counts as half a write.
+  bool better(double gain, int cost) const {
+    if (gain <= 0) return false;
+    if (effort_.anything) return gain > move_.gain;
+    return gain * std::max<double>(move_.cost, 0.5) > move_.gain * std::max<double>(cost, 0.5);
   }
 
   // Whether an expert that leaves `slot` for `rank` is still in as many failure domains as before, up to the target.
@@ -330,11 +246,16 @@ void improve(Layer& layer, const Effort& effort, Frontier* frontier) {
       frontier->worst[k] = worst;
     }
   };
-  record(0, lowest);
   Improver improver(layer, effort);
+  if (!effort.anything) {
+    improver.polish();
+    lowest = layer.worst();
+    best = layer;
+  }
+  record(0, lowest);
   for (int round = 0; round < effort.rounds && lowest > layer.ideal() * (1 + effort.tolerance); ++round) {
     const Move move = improver.best(effort.budget - spent);
-    if (move.kind == Move::Kind::kNothing || move.gain <= 1e-9 * layer.ideal() * layer.ideal()) break;
+    if (move.kind == Move::Kind::kNothing || move.gain <= kWorthwhile * energy(layer)) break;
     apply(layer, move);
     layer.settle(kSearching);
     spent += move.cost;
