@@ -27,7 +27,7 @@ async def violations(instance: Instance) -> list[str]:
         item.key.rpartition("/")[2]: Placement.from_wire(item.value)
         for item in await instance.etcd.get(instance.keys.placements)
     }
-    return [*growing(past), *covered(past, placements), *lonely(past), *ended_once(instance.folder / "audit.jsonl")]
+    return [*growing(past), *covered(past, placements), *lonely(past), *ended_once(instance.audit)]
 
 
 def growing(past: list[PastEpoch]) -> list[str]:

@@ -95,7 +95,7 @@ class Instance:
 
     async def __aenter__(self) -> Self:
         try:
-            self._write_settings()
+            self._write_tokens()
             self.household.__enter__()
             await asyncio.to_thread(self._start_etcd)
             await self.etcd.__aenter__()
@@ -136,7 +136,11 @@ class Instance:
         return self.household.python(
             f"controlplane-{replica}",
             "controlplane.service",
-            *("--config", str(self.settings), "--replica", replica, "--port", str(self._admin_ports[index])),
+            *("--replica", replica),
+            *(
+                "--config",
+                str(self._settings(f"controlplane-{replica}", "controlplane", port=self._admin_ports[index])),
+            ),
             environment=self._tracing(),
         )
 
@@ -145,7 +149,7 @@ class Instance:
         return self.household.python(
             f"gateway-{index}",
             "controlplane.gateway",
-            *("--config", str(self.settings), "--port", str(self._gateway_ports[index])),
+            *("--config", str(self._settings(f"gateway-{index}", "gateway", port=self._gateway_ports[index]))),
             environment=self._tracing(),
         )
 
@@ -154,21 +158,15 @@ class Instance:
         return self.household.python(
             f"rank-{rank}",
             "worker",
-            *("--config", str(self.settings), "--rank", str(rank)),
+            *("--config", str(self._settings(f"rank-{rank}", "worker")), "--rank", str(rank)),
             environment={**self._tracing(), "OMP_NUM_THREADS": "1"},
         )
-
-    @property
-    def settings(self) -> Path:
-        """The instance's configuration file."""
-        return self.folder / "eep.toml"
 
     def _tracing(self) -> dict[str, str]:
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.plan.trace_endpoint} if self.plan.trace_endpoint else {}
 
-    def _write_settings(self) -> None:
-        (self.folder / "tokens").write_text(f"operator demo {self.token}\n")
-        (self.folder / "tokens").chmod(0o600)
+    def _settings(self, name: str, section: str, **values: object) -> Path:
+        """Write one program's configuration file: the instance's, with some values of one section of its own."""
         sections: dict[str, dict[str, object]] = {
             "instance": {
                 "name": self.keys.instance,
@@ -184,11 +182,27 @@ class Instance:
                 "survivability": "rank" if self.plan.spare >= 1 else "none",
                 **self.plan.policy,
             },
-            "controlplane": {"tokens_file": str(self.folder / "tokens")},
-            "gateway": {"audit_file": str(self.folder / "audit.jsonl")},
+            "controlplane": {"tokens_file": str(self._tokens)},
+            "gateway": {"audit_file": str(self.audit)},
             "worker": {"host": "localhost", **self.plan.worker},
         }
-        self.settings.write_text("\n".join(_toml(name, values) for name, values in sections.items()))
+        sections[section] |= values
+        path = self.folder / f"{name}.toml"
+        path.write_text("\n".join(_toml(title, settings) for title, settings in sections.items()))
+        return path
+
+    @property
+    def audit(self) -> Path:
+        """Where the gateways write how each request ended."""
+        return self.folder / "audit.jsonl"
+
+    @property
+    def _tokens(self) -> Path:
+        return self.folder / "tokens"
+
+    def _write_tokens(self) -> None:
+        self._tokens.touch(mode=0o600)
+        self._tokens.write_text(f"operator demo {self.token}\n")
 
     # --- looking at it ------------------------------------------------------------------------------------------------
 
