@@ -2,5 +2,5 @@
 
 import os
 
-# We start programs (fork, then exec at once) while gRPC's threads run; its fork handlers would only complain about that.
+# We start programs (fork, then exec at once) while gRPC's threads run: its fork handlers would only complain.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -18,10 +18,7 @@ from tools.mainjob.scenarios import SCENARIOS
 from tools.mainjob.scene import Scene
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_ETCD = {"kill-etcd-leader": 3}
-_GATEWAYS = {"kill-gateway": 2}
+    from tools.mainjob.scenarios import Scenario
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -37,20 +34,31 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def groups(options: argparse.Namespace) -> Iterator[tuple[Plan, list[str]]]:
+def groups(options: argparse.Namespace) -> list[tuple[Plan, list[str]]]:
     """Scenarios that can share an instance."""
-    names = options.scenarios or list(SCENARIOS)
-    for shape in sorted({(_ETCD.get(name, 1), _GATEWAYS.get(name, 1)) for name in names}):
-        members = [name for name in names if (_ETCD.get(name, 1), _GATEWAYS.get(name, 1)) == shape]
-        plan = Plan(
-            ranks=options.ranks,
-            model=options.model,
-            spare=options.spare,
-            etcd=shape[0],
-            gateways=shape[1],
-            policy={"flap_limit": 1000, "backoff_s": 0.1},  # one instance goes through many losses: it is not the rank
-        )
-        yield plan, members
+    found: list[tuple[Plan, list[str]]] = []
+    for name in options.scenarios or SCENARIOS:
+        plan = plan_for(options, SCENARIOS[name])
+        for other, names in found:
+            if other == plan:
+                names.append(name)
+                break
+        else:
+            found.append((plan, [name]))
+    return found
+
+
+def plan_for(options: argparse.Namespace, scenario: Scenario) -> Plan:
+    """The instance that a scenario needs."""
+    patient = {"flap_limit": 1000, "backoff_s": 0.1}  # one instance goes through many losses: no rank is to blame
+    return Plan(
+        ranks=options.ranks,
+        model=options.model,
+        spare=options.spare,
+        etcd=scenario.etcd,
+        gateways=scenario.gateways,
+        policy=patient | scenario.policy,
+    )
 
 
 async def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -76,11 +84,11 @@ async def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
 async def run_one(instance: Instance, name: str, seed: int) -> dict[str, Any]:
     """One scenario under checked load."""
     began = time.monotonic()
-    scene = Scene(instance, seed=seed, clients_retry=name == "kill-gateway")
+    scene = Scene(instance, seed=seed, clients_retry=SCENARIOS[name].gateways > 1)
     problem = ""
     try:
         await scene.begin()
-        await SCENARIOS[name](scene)
+        await SCENARIOS[name].run(scene)
     except (InstanceError, ProcessEndedError, TimeoutError, AssertionError) as error:
         problem = f"{type(error).__name__}: {error}"
     try:

@@ -96,6 +96,7 @@ class Instance:
     async def __aenter__(self) -> Self:
         try:
             self._write_tokens()
+            self.model.symlink_to(self.plan.model.resolve())
             self.household.__enter__()
             await asyncio.to_thread(self._start_etcd)
             await self.etcd.__aenter__()
@@ -148,7 +149,7 @@ class Instance:
         """Start a gateway."""
         return self.household.python(
             f"gateway-{index}",
-            "controlplane.gateway",
+            "controlplane.gateway.main",
             *("--config", str(self._settings(f"gateway-{index}", "gateway", port=self._gateway_ports[index]))),
             environment=self._tracing(),
         )
@@ -170,7 +171,7 @@ class Instance:
         sections: dict[str, dict[str, object]] = {
             "instance": {
                 "name": self.keys.instance,
-                "model": str(self.plan.model.resolve()),
+                "model": str(self.model),
                 "max_ranks": max(8, self.plan.ranks),
                 "slots_per_rank": slots_per_rank(self.plan),
                 "run_dir": str(self.folder),
@@ -190,6 +191,11 @@ class Instance:
         path = self.folder / f"{name}.toml"
         path.write_text("\n".join(_toml(title, settings) for title, settings in sections.items()))
         return path
+
+    @property
+    def model(self) -> Path:
+        """The checkpoint as the instance's programs see it: a link, so that it can be taken away from them."""
+        return self.folder / "model"
 
     @property
     def audit(self) -> Path:
@@ -258,7 +264,7 @@ class Instance:
         """Wait until every gateway would take a request."""
         async with aiohttp.ClientSession() as session, asyncio.timeout(within_s):
             for url in self.gateway_urls:
-                while not await _answers(session, f"{url}/readyz"):  # noqa: ASYNC110  another process gets ready
+                while not await _answers(session, f"{url}/ready"):  # noqa: ASYNC110  another process gets ready
                     await asyncio.sleep(_POLL_S)
 
     def engine_processes(self, rank: Rank) -> list[psutil.Process]:

@@ -58,12 +58,14 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 async def serve(options: argparse.Namespace) -> int:
     """Run the whole job; 0 when nothing failed and no token was wrong."""
+    scenario = SCENARIOS[options.chaos]
     plan = Plan(
         ranks=options.ranks,
         model=options.model,
         spare=options.spare,
-        etcd=3 if options.chaos == "kill-etcd-leader" else 1,
-        gateways=2 if options.chaos == "kill-gateway" else 1,
+        etcd=scenario.etcd,
+        gateways=scenario.gateways,
+        policy=scenario.policy,
     )
     me = asyncio.current_task()
     if me is not None:
@@ -93,10 +95,10 @@ async def _job(options: argparse.Namespace, instance: Instance, screen: Screen) 
         concurrency=options.concurrency,
         tell=screen.tell,
         on_token=screen.saw,
-        clients_retry=options.chaos == "kill-gateway",
+        clients_retry=plan.gateways > 1,
     )
     await scene.begin()
-    await SCENARIOS[options.chaos](scene)
+    await SCENARIOS[options.chaos].run(scene)
     await scene.finish()
     screen.tell("checking every token against transformers on the same weights")
     verdict = await scene.judge()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
+from tools.loadgen import Load, Outcome
 from tools.mainjob.faults import Moment
 from tools.mainjob.report import FaultReport, gaps_of_loss
 
@@ -12,26 +16,52 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from schemas.vocabulary import Rank
+    from tools.loadgen import Answer
     from tools.mainjob.scene import Scene
 
-    Scenario = Callable[[Scene], Awaitable[None]]
+    Run = Callable[[Scene], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing that goes wrong, and the instance it needs.
+
+    Attributes:
+        name: as typed.
+        run: makes it happen and follows it to the end; raises ``AssertionError`` where the system did not do its part.
+        etcd: members of etcd.
+        gateways: how many; with two, clients retry at the other.
+        policy: settings of ``[policy]``.
+    """
+
+    name: str
+    run: Run
+    etcd: int = 1
+    gateways: int = 1
+    policy: dict[str, Any] = field(default_factory=dict)
+
 
 SCENARIOS: dict[str, Scenario] = {}
 
 
-def scenario(run: Scenario) -> Scenario:
+def scenario(**needs: Any) -> Callable[[Run], Run]:
     """Make a scenario known by its function's name."""
-    SCENARIOS[run.__name__.replace("_", "-")] = run
-    return run
+
+    def enter(run: Run) -> Run:
+        name = run.__name__.replace("_", "-")
+        SCENARIOS[name] = Scenario(name, run, **needs)
+        return run
+
+    return enter
 
 
-@scenario
+@scenario()
 async def kill_one(scene: Scene) -> None:
     """SIGKILL of one rank."""
     await scene.kill_and_return("SIGKILL", scene.pick()[0], scene.faults.kill_rank)
 
 
-@scenario
+@scenario()
 async def kill_two(scene: Scene) -> None:
     """SIGKILL of two ranks at once."""
     first, second = scene.pick(count=2)
@@ -48,7 +78,7 @@ async def kill_two(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def kill_during_recovery(scene: Scene) -> None:
     """SIGKILL of a second rank some milliseconds after the first, while the others recover."""
     first, second = scene.pick(count=2)
@@ -67,7 +97,7 @@ async def kill_during_recovery(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def kill_during_rejoin(scene: Scene) -> None:
     """SIGKILL of another rank while the first one is being taken back."""
     first, second = scene.pick(count=2)
@@ -80,7 +110,7 @@ async def kill_during_rejoin(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def kill_a_joining_rank(scene: Scene) -> None:
     """SIGKILL of a rank while it is being taken back itself."""
     rank = scene.pick()[0]
@@ -92,7 +122,7 @@ async def kill_a_joining_rank(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def zombie(scene: Scene) -> None:
     """SIGSTOP of a rank past its deadline, then SIGCONT: what it still does must reach nobody."""
     rank = scene.pick()[0]
@@ -105,7 +135,7 @@ async def zombie(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def kill_agent(scene: Scene) -> None:
     """SIGKILL of a worker agent; something starts it again, as systemd does."""
     rank = scene.pick()[0]
@@ -116,13 +146,13 @@ async def kill_agent(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def kill_http(scene: Scene) -> None:
     """SIGKILL of the engine's HTTP process only."""
     await scene.kill_and_return("SIGKILL of HTTP", scene.pick()[0], scene.faults.kill_http)
 
 
-@scenario
+@scenario()
 async def kill_leader_during_recovery(scene: Scene) -> None:
     """SIGKILL of the leading control plane right after that of a rank: the successor finishes the recovery."""
     rank = scene.pick()[0]
@@ -140,7 +170,7 @@ async def kill_leader_during_recovery(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario(gateways=2)
 async def kill_gateway(scene: Scene) -> None:
     """SIGKILL of a gateway; clients try again."""
     scene.faults.kill_gateway(0)
@@ -151,7 +181,7 @@ async def kill_gateway(scene: Scene) -> None:
     await scene.quiet()
 
 
-@scenario
+@scenario()
 async def etcd_away(scene: Scene) -> None:
     """No etcd for ten seconds: the epoch that runs goes on."""
     before = await scene.instance.epoch()
@@ -167,7 +197,7 @@ async def etcd_away(scene: Scene) -> None:
         raise AssertionError("etcd's absence changed the membership")
 
 
-@scenario
+@scenario(etcd=3)
 async def kill_etcd_leader(scene: Scene) -> None:
     """SIGKILL of one of three etcd members during a recovery."""
     rank = scene.pick()[0]
@@ -183,7 +213,7 @@ async def kill_etcd_leader(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def drain(scene: Scene) -> None:
     """Drain under load, and rejoin: nobody waits."""
     rank = scene.pick()[0]
@@ -202,7 +232,7 @@ async def drain(scene: Scene) -> None:
     await scene.back(report, moment)
 
 
-@scenario
+@scenario()
 async def drain_refused(scene: Scene) -> None:
     """Drains that would leave experts without a slot are refused, and nothing changes."""
     before = await scene.instance.epoch()
@@ -227,7 +257,7 @@ async def drain_refused(scene: Scene) -> None:
         raise AssertionError("no epoch before")
 
 
-@scenario
+@scenario()
 async def cordon(scene: Scene) -> None:
     """A cordoned rank that dies stays out until it is let in again."""
     rank = scene.pick()[0]
@@ -237,11 +267,80 @@ async def cordon(scene: Scene) -> None:
         lambda _, there: rank in there and there[rank].ready, what=f"restart of rank {rank}", within_s=240.0
     )
     await scene.quiet(2.0)
-    record = await scene.instance.epoch()
-    if record is None or any(member.rank == rank for member in record.committed.members):
-        raise AssertionError(f"rank {rank} is cordoned, and was taken back")
+    await _must_be_out(scene, rank, "is cordoned")
     await scene.faults.operation(f"/v1/ranks/{rank}:uncordon", {"reason": "innocent"}, within_s=30.0)
     await scene.back(report, moment)
+
+
+@scenario(policy={"flap_limit": 2, "backoff_s": 0.1})
+async def flapping(scene: Scene) -> None:
+    """A rank that dies as often as the policy allows stays out until an operator lets it in."""
+    rank = scene.pick()[0]
+    await scene.kill_and_return("SIGKILL", rank, scene.faults.kill_rank)
+    report, moment = await scene.lose("SIGKILL again", rank, scene.faults.kill_rank)
+    await scene.instance.wait(
+        lambda _, there: rank in there and there[rank].ready, what=f"restart of rank {rank}", within_s=240.0
+    )
+    await scene.quiet(3.0)
+    await _must_be_out(scene, rank, "flaps")
+    await scene.faults.operation(f"/v1/ranks/{rank}:rejoin", {"reason": "cable replaced"}, within_s=240.0)
+    await scene.back(report, moment)
+
+
+@scenario()
+async def poison(scene: Scene) -> None:
+    """A request that kills every rank it touches is given up after a limit, not carried around the cluster."""
+    killed: list[Rank] = []
+
+    def strike(answer: Answer) -> None:
+        if answer.ranks and len(killed) <= answer.resumed:
+            killed.append(answer.ranks[-1])
+            scene.faults.kill_rank(killed[-1])
+            scene.tell(f"rank {killed[-1]}: SIGKILL because it serves the request")
+
+    ask = structs.replace(scene.workload.ask(1_000_000), max_new_tokens=600)
+    [answer] = await Load(scene.load.target, [ask], 1, on_token=strike).run()
+    if answer.outcome is not Outcome.ERROR or len(killed) > 2:
+        raise AssertionError(f"the request killed ranks {killed} and ended as {answer.outcome} {answer.error}")
+    scene.tell(f"given up after ranks {killed}: {answer.error}")
+    await scene.back(None, None)
+
+
+@scenario()
+async def corrupt_backup(scene: Scene) -> None:
+    """Every byte of the host-memory backup is wrong: checksums catch it, and the next source is used."""
+    backup = scene.instance.folder / "backup.experts"
+    with backup.open("r+b") as file:
+        start, size = 65536, backup.stat().st_size
+        file.seek(start)
+        file.write(bytes(255 - byte for byte in backup.read_bytes()[start:size]))
+    scene.tell("host-memory backup: overwritten")
+    report = await scene.kill_and_return("SIGKILL with a corrupt backup", scene.pick()[0], scene.faults.kill_rank)
+    if report.coverage == "repaired" and not report.loaded_bytes.get("checkpoint"):
+        raise AssertionError(f"experts were repaired from {report.loaded_bytes}, with a corrupt backup")
+
+
+@scenario()
+async def checkpoint_missing(scene: Scene) -> None:
+    """The checkpoint is not there while a rank is lost: memory has what is needed; the rank returns when it is back."""
+    model = scene.instance.model
+    target = model.readlink()
+    model.unlink()
+    scene.tell("checkpoint: gone")
+    try:
+        report, moment = await scene.lose("SIGKILL without a checkpoint", scene.pick()[0], scene.faults.kill_rank)
+        await scene.quiet(2.0)
+        gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 3_000_000_000)
+    finally:
+        model.symlink_to(target)
+    scene.tell("checkpoint: back")
+    await scene.back(report, moment)
+
+
+async def _must_be_out(scene: Scene, rank: Rank, why: str) -> None:
+    record = await scene.instance.epoch()
+    if record is None or any(member.rank == rank for member in record.committed.members):
+        raise AssertionError(f"rank {rank} {why}, and was taken back")
 
 
 async def _until_joining(scene: Scene, rank: Rank) -> None:

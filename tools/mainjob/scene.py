@@ -53,9 +53,9 @@ class Scene:
     def __post_init__(self) -> None:
         self.faults = Faults(self.instance)
         self.rng = random.Random(self.seed)
-        workload = Workload(self.instance.plan.model, seed=self.seed, answer_tokens=self.answer_tokens)
+        self.workload = Workload(self.instance.plan.model, seed=self.seed, answer_tokens=self.answer_tokens)
         target = Target(tuple(self.instance.gateway_urls), timeout_s=300.0, tries=20 if self.clients_retry else 1)
-        self.load = Load(target, workload, self.concurrency, on_token=self.on_token)
+        self.load = Load(target, self.workload, self.concurrency, on_token=self.on_token)
         self._running: asyncio.Task[list[Answer]] | None = None
 
     # --- load ---------------------------------------------------------------------------------------------------------
