@@ -48,7 +48,7 @@ def descriptors():
 
 async def ends(pid, within_s=5.0):
     async with asyncio.timeout(within_s):
-        while running(pid):  # noqa: ASYNC110  another process's end has no event here
+        while running(pid):
             await asyncio.sleep(0.01)
 
 

@@ -264,7 +264,7 @@ class Instance:
         """Wait until every gateway would take a request."""
         async with aiohttp.ClientSession() as session, asyncio.timeout(within_s):
             for url in self.gateway_urls:
-                while not await _answers(session, f"{url}/ready"):  # noqa: ASYNC110  another process gets ready
+                while not await _answers(session, f"{url}/ready"):
                     await asyncio.sleep(_POLL_S)
 
     def engine_processes(self, rank: Rank) -> list[psutil.Process]:

@@ -65,7 +65,7 @@ class HostBackup:
         if not self._config.worker.backup_share:
             return
         with (self._run_dir / "backup.lock").open("w") as lock:
-            while not _locked(lock.fileno()):  # noqa: ASYNC110  another process holds it: there is no event to wait for
+            while not _locked(lock.fileno()):
                 await asyncio.sleep(_LOOK_S)
             try:
                 record = await asyncio.to_thread(self._make)
