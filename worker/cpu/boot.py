@@ -63,7 +63,7 @@ def _triton() -> ModuleSpec | None:
 def _torchvision() -> ModuleSpec | None:
     import torch  # noqa: PLC0415 - only when torchvision is wanted
 
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _KEPT.append(library)  # dropping a Library takes its schemas away again

@@ -1,4 +1,4 @@
-"""The engine's control thread: the agent's socket, readiness, and the beacon of an engine without work."""
+"""The engine's control thread: the agent's socket and readiness."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("eep.engine")
 
-_BEAT_S = 0.1
 _RECONNECT_S = 0.1
 _PROBE_S = 0.1
 
@@ -90,13 +89,11 @@ class Control:
                     self._talk(connection)
             except (OSError, LinkError, msgspec.MsgspecError) as error:
                 log.debug("agent at %s: %s", self._settings.agent_socket, error)
-            self._block.beacon += 1
             time.sleep(_RECONNECT_S)
 
     def _talk(self, connection: socket.socket) -> None:
         while True:
-            readable, _, _ = select.select([connection.fileno(), self._wake], [], [], _BEAT_S)
-            self._block.beacon += 1
+            readable, _, _ = select.select([connection.fileno(), self._wake], [], [])
             if self._wake in readable:
                 os.eventfd_read(self._wake)
             while self._outgoing:

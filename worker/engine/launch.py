@@ -155,9 +155,13 @@ class EngineProcess:
             self.process.wait(timeout=within_s)
         self.kill()
 
+    def log_text(self) -> str:
+        """Everything the tree has written so far."""
+        return self.config.log.read_text(errors="replace")
+
     def last_lines(self, count: int = 20) -> str:
         """The end of the log, for an error message."""
-        return "\n".join(self.config.log.read_text(errors="replace").splitlines()[-count:])
+        return "\n".join(self.log_text().splitlines()[-count:])
 
     def wait_ended(self, *, within_s: float) -> int:
         """Exit status of the main process.

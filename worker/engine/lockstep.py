@@ -134,7 +134,6 @@ class Lockstep:
                 if staged is not None and self.membership.cross(staged.epoch):
                     self._crossed(began)
                     return
-            self.control.beacon += 1
             if time.monotonic() - said > _SAY_AGAIN_S:
                 said = time.monotonic()
                 log.warning("waiting %.0f s for an epoch after %s", said - began, self._why())
