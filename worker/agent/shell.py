@@ -18,6 +18,7 @@ from worker.agent.events import (
     Committed,
     EndEngine,
     Exit,
+    Heard,
     LeaseGone,
     Leave,
     Publish,
