@@ -37,7 +37,7 @@ async def test_a_watch_on_a_member_that_lags_is_moved(cluster, prefix):
         endpoints = client.session.endpoints
         truth, endpoints.mark = endpoints.mark, (endpoints.mark[0], endpoints.mark[1] + 1000)
         async with asyncio.timeout(5):
-            while not endpoints.rotations:  # noqa: ASYNC110  the client has no event for its rotations
+            while not endpoints.rotations:
                 await asyncio.sleep(0.02)
         endpoints.mark = truth
         written = await client.put(f"{prefix}a", b"")
