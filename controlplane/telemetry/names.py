@@ -33,6 +33,9 @@ FIRST_TOKEN = "eep.first_token"  # noqa: S105 - a span's name, not a secret
 ELECTION = "eep.election"
 """A replica became leader; a recovery that it takes over links here."""
 
+REQUEST = "eep.request"
+"""One client request through the gateway; linked to the recovery that made it change ranks."""
+
 PHASES = (DETECT, DECIDE, PLAN, PUBLISH, PREPARE, COMMIT, FIRST_TOKEN)
 """Children of a root span in the order in which they begin."""
 
