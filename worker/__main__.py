@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from controlplane.etcd import EtcdClient, KeptLease
 from controlplane.telemetry import LogFormat, Notifier, Tracing, WorkerMetrics, configure_logging, metrics_handler
-from schemas.config import Config, ConfigError, check_files, load_config
+from schemas.config import Config, ConfigError, load_config
 from schemas.keys import Keys
 from schemas.records import Registration
 from worker.agent.backup import HostBackup
@@ -72,7 +72,6 @@ def check(config: Config, rank: Rank, *, source: str) -> None:
     if longest > 107:  # sun_path
         remedy = f"sockets below it would have paths of {longest} bytes, and the system takes 107; name a shorter path"
         raise ConfigError(source, "instance.run_dir", str(run_dir), remedy)
-    check_files(config, source=source)
 
 
 async def work(config: Config, rank: Rank) -> str:

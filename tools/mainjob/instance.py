@@ -256,9 +256,8 @@ class Instance:
 
     def check(self) -> None:
         """Raise ``ProcessEndedError`` for a program that has ended without being told to."""
-        for name, program in self.household.programs.items():
-            if not name.startswith("rank-"):
-                program.check()
+        for program in self.household.programs.values():
+            program.check()
 
     async def gateways_ready(self, *, within_s: float) -> None:
         """Wait until every gateway would take a request."""

@@ -49,6 +49,7 @@ class Program:
         environment: whole environment.
         log: where its output goes (appended over restarts).
         starts: how often it was started.
+        killed: ``kill`` ended it, and it was not started since.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Program:
     environment: Mapping[str, str]
     log: Path
     starts: int = 0
+    killed: bool = False
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -83,15 +85,17 @@ class Program:
                 preexec_fn=tethered(),  # noqa: PLW1509  nothing but two system calls
             )
         self.starts += 1
+        self.killed = False
 
     def check(self) -> None:
-        """Raise ``ProcessEndedError`` when it has ended."""
-        if self.process is not None and (code := self.process.poll()) is not None:
+        """Raise ``ProcessEndedError`` when it has ended and nobody killed it."""
+        if self.process is not None and not self.killed and (code := self.process.poll()) is not None:
             raise ProcessEndedError(self.name, code, self.log)
 
     def kill(self) -> None:
         """SIGKILL the program itself, as a fault would; what it started is left to its own devices."""
         if self.running:
+            self.killed = True
             os.kill(self.pid, signal.SIGKILL)
 
 
