@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 
 def to_fill(*, target: Placement, held: Placement | None, rank: Rank) -> npt.NDArray[np.intp]:
     """[n, 2] (layer, slot) pairs of ``rank`` that ``target`` wants filled and that do not hold it yet."""
+    if rank >= target.max_ranks:
+        return np.empty((0, 2), dtype=np.intp)
     wanted = target.slots[:, rank]
-    filled = wanted != EMPTY if held is None else (wanted != EMPTY) & (wanted != held.slots[:, rank])
+    filled = wanted != EMPTY
+    if held is not None and rank < held.max_ranks:
+        width = min(wanted.shape[1], held.slots_per_rank)
+        filled[:, :width] &= wanted[:, :width] != held.slots[:, rank, :width]
     return np.argwhere(filled)
 
 
@@ -84,12 +89,14 @@ def _givers(
     if held is None:
         return givers
     versions = (record.committed, record.preparing) if record.preparing else (record.committed,)
-    ranks = sorted({member.rank for version in versions for member in version.members} | {rank})
+    named = {member.rank for version in versions for member in version.members} | {rank}
+    ranks = sorted(giver for giver in named if giver < min(held.max_ranks, target.max_ranks))
     # Only experts this rank needs: at 58 layers × 512 slots the whole table would take longer than the transfer.
     wanted = to_fill(target=target, held=held, rank=rank)
     for layer in np.unique(wanted[:, 0]).tolist():
         experts = np.unique(target.slots[layer, rank, wanted[wanted[:, 0] == layer, 1]])
-        there, goal = held.slots[layer, ranks], target.slots[layer, ranks]
+        width = min(held.slots_per_rank, target.slots_per_rank)
+        there, goal = held.slots[layer, ranks, :width], target.slots[layer, ranks, :width]
         stays = np.isin(there, experts) & ((goal == there) | (goal == EMPTY))
         for index, slot in np.argwhere(stays).tolist():
             givers.setdefault((layer, int(there[index, slot])), []).append((ranks[index], slot))

@@ -195,15 +195,15 @@ def _error(ack: Ack) -> str:
 
 
 def _penalised(state: State, record: EpochRecord, why: dict[Rank, str]) -> Write:
-    """Roll back; ranks that were to join and are to blame wait before they are tried again."""
+    """Roll back; ranks that were to join and are to blame wait before they are tried again.
+
+    They are not fenced: no epoch counted on them, so the same process may come again, with slots that count as empty.
+    """
     joining, views = state.joining, []
     for rank in why.keys() & (joining.keys() - state.members.keys()):
-        there = state.registrations.get(rank)
-        alive = there is not None and there.incarnation == joining[rank] and "died" not in why[rank]
         blame = Blame(rank=rank, incarnation=joining[rank], evidence=Evidence.DEAD, detail=why[rank])
         view = lost(state.view(rank), blame, spec=state.spec, now=state.now)
-        fenced = state.view(rank).fenced if alive else view.fenced  # one that lives may try again without a restart
-        views.append(msgspec.structs.replace(view, fenced=fenced))
+        views.append(msgspec.structs.replace(view, fenced=state.view(rank).fenced))
     reason = "; ".join(why[rank] for rank in sorted(why))
     return changes.roll_back(state, record, reason=reason, status=amended(state.status, views))
 
@@ -240,11 +240,38 @@ def settling(case: _Case) -> Write | Wait | None:
     if recovery is None:
         return None  # crossed into before this leader's records reach back: nothing is under way
     names = ", ".join(map(str, late))
+    if version.cut is Cut.PLANNED and (gone := _left_too_early(state, recovery)):
+        return _forced(case, f"ranks {gone} went before ranks {names} had crossed into epoch {version.epoch}")
     if state.now < max(version.deadline_unix_ns, state.noticed.get("led", 0) + SUCCESSOR_PATIENCE):
         return Wait(state, f"ranks {names} cross into epoch {version.epoch}")
     if len(late) * 2 > len(state.members):
+        if version.cut is Cut.PLANNED:
+            return _forced(case, f"ranks {names} did not find a common step to cross into epoch {version.epoch}")
         return Wait(state, f"ranks {names}, more than half, are late for epoch {version.epoch}: no rank is to blame")
     return _excluding(case, late, f"ranks {names} did not cross into epoch {version.epoch} in time")
+
+
+def _left_too_early(state: State, recovery: Recovery) -> str:
+    """Ranks that the committed epoch let go and that died before the flip: the old epoch's steps wait for them."""
+    accused = {
+        suspicion.rank
+        for reporter, report in state.reports.items()
+        if report.epoch == recovery.epoch_before and state.members.get(reporter) == report.incarnation
+        for suspicion in report.suspicions
+        if suspicion.evidence in (Evidence.DEAD, Evidence.SILENT)
+    }
+    gone = [
+        rank
+        for rank in recovery.left
+        if rank in accused or (there := state.registrations.get(rank)) is None or not there.ready
+    ]
+    return ", ".join(map(str, gone))
+
+
+def _forced(case: _Case, reason: str) -> Write:
+    """The same members and slots under a new number, crossed into at once instead of at a common step."""
+    verdict = replace(case.verdict, excluded=())
+    return changes.abort(case.state, verdict, planner=case.planner, reason=reason, detected=0)
 
 
 def _settled(case: _Case, recovery: Recovery) -> Write:

@@ -60,11 +60,17 @@ def _misfit(state: State, registration: Registration) -> str:
 
 
 def model(state: State) -> Registration | None:
-    """The registration whose model is the instance's: that of the lowest member, else of the lowest ready rank."""
-    members = [rank for rank in state.members if rank in state.registrations]
-    ready = [rank for rank, there in state.registrations.items() if there.ready]
+    """The registration whose model is the instance's: that of the lowest member, else of the lowest ready rank.
+
+    A member whose engine has just died is registered without a model until its next engine speaks: it says nothing.
+    """
+    known = {rank: there for rank, there in state.registrations.items() if there.experts}
+    members = [
+        rank for rank, incarnation in state.members.items() if rank in known and known[rank].incarnation == incarnation
+    ]
+    ready = [rank for rank, there in known.items() if there.ready]
     ranks = members or ready
-    return state.registrations[min(ranks)] if ranks else None
+    return known[min(ranks)] if ranks else None
 
 
 def candidates(state: State) -> list[Rank]:

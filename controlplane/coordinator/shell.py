@@ -86,6 +86,7 @@ class Coordinator:
         metering: Metering | None = None,
         clock: Clock | None = None,
         unix_ns: Callable[[], int] = time.time_ns,
+        said: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._etcd = etcd
         self._keys = keys
@@ -96,6 +97,7 @@ class Coordinator:
         self._metering = metering
         self._clock = clock or LoopClock()
         self._unix_ns = unix_ns
+        self._said = said
         self._wire = Wire(keys)
         self._story = Story(instance=keys.instance, replica=identity.replica)
         self._watch = Watch(etcd, keys.prefix, clock=self._clock)
@@ -296,10 +298,19 @@ class Coordinator:
                 now = self._unix_ns()
                 write = self._story.decided(outcome.write, received=received, planned_ns=spent, now=now)
                 pending = await self._execute(write)
+                self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Observe what arrived during a write before anything more is decided: a refused one would be refused again."""
+        while self._inbox and isinstance(self._inbox[0], Observed | Tick):
+            event = self._next()
+            self._state = step(self._state, event, planner=self._planner).state  # a write is under way: no decision
+            self._show(event, "")
 
     def _show(self, event: Event, reason: str) -> None:
         if reason:
             log.info("%s", reason)
+            self._said(reason)
         if isinstance(event, Observed) and self._leadership is not None:
             for change in event.changes:
                 if change.kind is Kind.ACK and isinstance(change.value, Ack):

@@ -399,3 +399,27 @@ def test_a_follower_decides_nothing():
     instance.elapse(10)
     assert instance.writes == []
     assert len(instance.state.registrations) == 4
+
+
+def test_the_death_of_the_lowest_rank_is_repaired_although_its_next_engine_has_not_spoken_yet():
+    instance = formed()
+    instance.register(0, incarnation=0, ready=False, layers=0, experts=0, slots=0, model="", checkpoint="")
+    instance.work()
+    assert instance.members == [1, 2, 3]
+    assert instance.state.record.committed.missing == 0
+
+
+def test_a_rank_that_dies_between_its_release_and_the_flip_does_not_hold_up_the_others():
+    instance = formed()
+    instance.ask("drain", 3)
+    for rank in range(4):
+        instance.ack(rank)
+    assert instance.members == [0, 1, 2]
+    before = instance.live
+    instance.gone(3)
+    version = instance.state.record.committed
+    assert (version.cut, instance.members) == (Cut.ABORT, [0, 1, 2])
+    assert "went before" in version.reason
+    assert (instance.live.slots == before.slots).all()
+    instance.work()
+    assert instance.state.recoveries[f"{version.epoch:012d}"].outcome == "done"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from controlplane.etcd import Get, Txn, Watch
+from controlplane.etcd import Get, OutcomeUnknownError, Txn, UnavailableError, Watch
 from schemas.codec import decode
 from schemas.loads import loads_for
 from schemas.messages import Peer
@@ -19,13 +19,14 @@ from worker.agent.events import EpochSeen, Plan
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from controlplane.etcd import Etcd, Listing
+    from controlplane.etcd import Etcd, Listing, TxnResult
     from schemas.keys import Keys
     from schemas.records import EpochVersion
     from schemas.vocabulary import Rank
 
 log = logging.getLogger(__name__)
 
+_AGAIN_S = 0.1
 _REMEMBERED = 8
 """Placements kept by digest: the live one, the next one, and some that may come back."""
 
@@ -53,7 +54,7 @@ class EpochFollower:
             names.add(record.preparing.placement)
         unknown = sorted(name for name in names if name and name not in self._placements)
         reads = [Get(self._keys.ranks), Get(self._keys.backups), *(Get(self._keys.placement(name)) for name in unknown)]
-        result = await self._etcd.txn(Txn(then=tuple(reads)))
+        result = await self._answered(Txn(then=tuple(reads)))
         ranks, backups, *placements = result.replies
         for name, listing in zip(unknown, placements, strict=True):
             if listing.only is not None:
@@ -67,6 +68,15 @@ class EpochFollower:
             committed=self._plan(structs.replace(record, preparing=None), record.committed, registrations, kept),
             preparing=self._plan(record, preparing, registrations, kept) if preparing else None,
         )
+
+    async def _answered(self, reads: Txn) -> TxnResult:
+        """The answer, however long etcd is away: until then the epoch that runs goes on."""
+        while True:
+            try:
+                return await self._etcd.txn(reads)
+            except (UnavailableError, OutcomeUnknownError) as error:
+                log.debug("rank %d waits for etcd: %s", self._rank, error)
+                await asyncio.sleep(_AGAIN_S)
 
     def _remember(self, name: str, placement: Placement) -> None:
         self._placements[name] = placement
