@@ -103,15 +103,21 @@ class Engine:
         """Take part in every step that peers begin, until a request of our own comes or they rest."""
         self._bell.silence()
         while lockstep.wanted():
-            try:
-                if lockstep.enter(0) == 0:
-                    return
-                self.layers.serve_peers()
-            except StepAbandonedError as failure:
-                lockstep.abandon(failure)
-                continue
-            if self._own_work_within(_LINGER_MS):
+            if not self._serve_one(lockstep):
                 return
+            patience = 0 if lockstep.wanted() else _LINGER_MS  # asking makes a peer that begins ring our doorbell
+            if self._own_work_within(patience):
+                return
+
+    def _serve_one(self, lockstep: Lockstep) -> bool:
+        """One step without a token of our own; False when nobody has one."""
+        try:
+            if lockstep.enter(0) == 0:
+                return False
+            self.layers.serve_peers()
+        except StepAbandonedError as failure:
+            lockstep.abandon(failure)
+        return True
 
     def _own_work_within(self, milliseconds: int) -> bool:
         """Wait for a doorbell or a request; True when SGLang's loop has something to read."""
