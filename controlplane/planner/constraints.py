@@ -94,6 +94,12 @@ def pins(constraints: Constraints, *, layers: int, topology: Topology, experts: 
     return table
 
 
+def unobtainable(constraints: Constraints, *, layers: int) -> int:
+    """Experts that no slot is wanted for: of the layer with the fewest, so that no refusal is premature."""
+    by_layer = Counter(layer for layer, _ in constraints.unavailable)
+    return min(by_layer[layer] for layer in range(layers))
+
+
 def counted_slots(topology: Topology, *, experts: int, survivability: Survivability) -> int:
     """Slots that count: a second copy of an expert in one failure domain adds nothing."""
     domains = topology.domains(survivability)

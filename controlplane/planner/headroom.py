@@ -9,7 +9,7 @@ import numpy as np
 
 from controlplane.planner import _kernels
 from controlplane.planner.balance import Balance
-from controlplane.planner.constraints import Constraints, require
+from controlplane.planner.constraints import Constraints, require, unobtainable
 from controlplane.planner.errors import InfeasibleError
 from controlplane.planner.layers import absent, checked_live, checked_load, native_ranks, threads
 from controlplane.planner.plan import Plan, presence
@@ -102,7 +102,7 @@ def contingencies(
     demand = checked_load(load)
     checked_live(live, demand, topology)
     cases = losses(topology, hosts=hosts)
-    refusals = [_refusal(topology.without(lost), demand.shape[1], constraints) for _, lost in cases]
+    refusals = [_refusal(topology.without(lost), demand.shape, constraints) for _, lost in cases]
     feasible = [lost for (_, lost), refusal in zip(cases, refusals, strict=True) if not refusal]
     slots, weights, reports = _kernels.contingencies(
         native_ranks(topology, experts=demand.shape[1], constraints=constraints),
@@ -192,10 +192,10 @@ def _absorbable(sizes: list[int], experts: int) -> int:
     return lost
 
 
-def _refusal(remaining: Topology, experts: int, constraints: Constraints) -> str:
-    gone = len({expert for _, expert in constraints.unavailable})
+def _refusal(remaining: Topology, shape: tuple[int, ...], constraints: Constraints) -> str:
+    layers, experts = shape
     try:
-        require(remaining, experts=experts - gone, survivability=Survivability.NONE)
+        require(remaining, experts=experts - unobtainable(constraints, layers=layers), survivability=Survivability.NONE)
     except InfeasibleError as refusal:
         return str(refusal)
     return ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from controlplane.planner.balance import imbalance
-from controlplane.planner.constraints import Constraints, require
+from controlplane.planner.constraints import Constraints, require, unobtainable
 from controlplane.planner.errors import InfeasibleError
 from controlplane.planner.layers import checked_live, checked_load, empty, evolve
 from controlplane.planner.plan import Plan, explain_target, presence
@@ -49,13 +49,15 @@ def plan(
         InvalidInputError: an argument that no plan could answer.
     """
     demand = checked_load(load)
-    require(topology, experts=demand.shape[1], survivability=constraints.survivability)
+    layers, experts = demand.shape
+    wanted = experts - unobtainable(constraints, layers=layers)
+    require(topology, experts=wanted, survivability=constraints.survivability)
     if live is None:
         placement, _ = evolve(empty(demand, topology), demand, topology, constraints, scratch=True)
         reason = f"planned from nothing on {len(topology.usable)} ranks"
     else:
         checked_live(live, demand, topology)
-        placement = _from_live(live, demand, topology, constraints)
+        placement = target(topology, demand, live=live, constraints=constraints)
         reason = f"planned from the live placement on {len(topology.usable)} ranks"
     answer = Plan(
         placement=placement,
@@ -95,11 +97,8 @@ def repair(
     """
     demand = checked_load(load)
     checked_live(live, demand, topology)
-    obtainable = demand.shape[1]
-    if constraints.unavailable:
-        gone = np.bincount([layer for layer, _ in constraints.unavailable], minlength=demand.shape[0])
-        obtainable -= int(gone.min())
-    require(topology, experts=obtainable, survivability=Survivability.NONE)
+    layers, experts = demand.shape
+    require(topology, experts=experts - unobtainable(constraints, layers=layers), survivability=Survivability.NONE)
     budget = constraints.movement_budget or 0
     placement, uncovered = evolve(live, demand, topology, constraints, relocate=True, budget=budget)
     if uncovered:
@@ -121,19 +120,27 @@ def repair(
     )
 
 
-def _from_live(
-    live: Placement, load: npt.NDArray[np.float64], topology: Topology, constraints: Constraints
+def target(
+    topology: Topology, load: npt.NDArray[np.float64], *, live: Placement, constraints: Constraints
 ) -> Placement:
+    """Where a live placement should go: coverage always, survivability as far as the slots allow.
+
+    Raises:
+        InfeasibleError: fewer slots than experts.
+    """
+    layers, experts = load.shape
+    require(topology, experts=experts - unobtainable(constraints, layers=layers), survivability=Survivability.NONE)
     near, _ = evolve(live, load, topology, constraints, budget=constraints.movement_budget)
     if constraints.movement_budget is not None:
         return near
     fresh, _ = evolve(live, load, topology, constraints, scratch=True)
-    worse = imbalance(near, load, topology) > WORTH_STARTING_OVER * imbalance(fresh, load, topology)
-    short = presence(near, topology.domains(constraints.survivability)).min(axis=1) < constraints.copies
-    anew = (worse | short)[:, None, None]
+    anew = imbalance(near, load, topology) > WORTH_STARTING_OVER * imbalance(fresh, load, topology)
+    domains = topology.domains(constraints.survivability)
+    anew |= presence(near, domains).min(axis=1) < presence(fresh, domains).min(axis=1)
+    chosen = anew[:, None, None]
     return Placement(
-        slots=np.where(anew, fresh.slots, near.slots),
-        weights=np.where(anew, fresh.weights, near.weights),
+        slots=np.where(chosen, fresh.slots, near.slots),
+        weights=np.where(chosen, fresh.weights, near.weights),
         n_experts=live.n_experts,
     )
 

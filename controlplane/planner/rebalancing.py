@@ -15,7 +15,7 @@ import numpy as np
 from controlplane.planner.balance import Balance, imbalance
 from controlplane.planner.layers import checked_live, checked_load, split
 from controlplane.planner.plan import fills, presence
-from controlplane.planner.planning import DEFAULT, plan
+from controlplane.planner.planning import DEFAULT, target
 from schemas.placement import EMPTY, Placement
 from schemas.policy import Survivability
 
@@ -115,8 +115,8 @@ def _walk(
     serving: Topology,
     constraints: Constraints,
 ) -> tuple[list[Step], int]:
-    target = plan(topology, load, live=live, constraints=constraints).placement
-    walk = _Walk(live=live, target=target, load=load, topology=serving, constraints=constraints)
+    goal = target(topology, load, live=live, constraints=constraints)
+    walk = _Walk(live=live, target=goal, load=load, topology=serving, constraints=constraints)
     return walk.steps(), walk.abandoned
 
 

@@ -90,12 +90,10 @@ def sources(
     Returns:
         A source and a second choice for each fill. Slots on a rank that cannot read a tier do not get it.
     """
-    kept = held.slots if overwritten is None else _undisturbed(held, overwritten)
-    book = _Options(kept, topology=topology, links=links, backups=backups or {})
-    ways = [book.of(*fill) for fill in fills.tolist()]
-    chosen = _Schedule(ways).run()
+    options_of = ways(fills, held=held, topology=topology, links=links, overwritten=overwritten, backups=backups)
+    chosen = _Schedule(options_of).run()
     fetches = []
-    for fill, options, choice in zip(fills.tolist(), ways, chosen, strict=True):
+    for fill, options, choice in zip(fills.tolist(), options_of, chosen, strict=True):
         others = [way.origin for index, way in enumerate(options) if index != choice]
         spare = (
             next((o for o in others if o.rank != options[choice].origin.rank or o.rank < 0), None) if options else None
@@ -104,7 +102,7 @@ def sources(
         origin = options[choice].origin if options else None
         fetches.append(Fetch(layer, rank, slot, expert, origin, spare))
     busy: defaultdict[str, float] = defaultdict(float)
-    for options, choice in zip(ways, chosen, strict=True):
+    for options, choice in zip(options_of, chosen, strict=True):
         for link, seconds in options[choice].links if options else ():
             busy[link] += seconds
     busiest = max(busy, key=lambda link: (busy[link], link), default="nothing to load")
@@ -114,6 +112,21 @@ def sources(
         busiest=busiest,
         unobtainable=tuple((f.layer, f.expert) for f in fetches if f.origin is None),
     )
+
+
+def ways(
+    fills: npt.NDArray[np.intp],
+    *,
+    held: Placement,
+    topology: Topology,
+    links: Links,
+    overwritten: Placement | None = None,
+    backups: Mapping[tuple[Layer, Expert], Iterable[str]] | None = None,
+) -> list[list[Way]]:
+    """Every way to load each fill, cheapest tier first; arguments as of ``sources``."""
+    kept = held.slots if overwritten is None else _undisturbed(held, overwritten)
+    book = _Options(kept, topology=topology, links=links, backups=backups or {})
+    return [book.of(*fill) for fill in fills.tolist()]
 
 
 def _undisturbed(held: Placement, after: Placement) -> npt.NDArray[np.uint16]:

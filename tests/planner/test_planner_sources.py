@@ -4,6 +4,7 @@ from planner_cases import lognormal
 from scipy.optimize import linprog
 
 from controlplane.planner import Constraints, Links, RankSpec, Topology, plan, repair, sources
+from controlplane.planner.sourcing import ways
 from schemas.placement import EMPTY, Placement
 from schemas.vocabulary import SourceTier
 
@@ -21,16 +22,16 @@ def two_hosts():
     return Topology(specs, max_ranks=4, width=2)
 
 
-def lower_bound(fills, options):
+def lower_bound(options):
     """Least finish time when transfers may be split at will over their ways, by HiGHS."""
-    names = sorted({link for ways in options for way in ways for link, _ in way.links})
+    names = sorted({link for choice in options for way in choice for link, _ in way.links})
     row = {name: index for index, name in enumerate(names)}
-    n = sum(len(ways) for ways in options)
+    n = sum(len(choice) for choice in options)
     equal, less = np.zeros((len(options), n + 1)), np.zeros((len(names), n + 1))
     less[:, n] = -1
     column = 0
-    for fill, ways in enumerate(options):
-        for way in ways:
+    for fill, choice in enumerate(options):
+        for way in choice:
             equal[fill, column] = 1
             for link, seconds in way.links:
                 less[row[link], column] += seconds
@@ -103,8 +104,6 @@ def test_a_rank_loads_only_from_tiers_that_it_can_reach():
 @pytest.mark.parametrize("backed", [False, True])
 @pytest.mark.parametrize(("ranks", "slots", "lost"), [(32, 9, 1), (32, 11, 8), (64, 8, 8)])
 def test_the_last_transfer_ends_within_ten_percent_of_the_linear_programs_bound(ranks, slots, lost, backed):
-    from controlplane.planner.sourcing import _Options
-
     topology, demand = Topology.uniform(ranks=ranks, slots=slots), lognormal(layers=12, experts=256)
     live = plan(topology, demand).placement
     left = topology.without(range(lost))
@@ -120,8 +119,6 @@ def test_the_last_transfer_ends_within_ten_percent_of_the_linear_programs_bound(
 
     made = sources(answer.fills, held=live, topology=left, links=links, overwritten=answer.placement, backups=backups)
 
-    from controlplane.planner.sourcing import _undisturbed
-
-    book = _Options(_undisturbed(live, answer.placement), topology=left, links=links, backups=backups)
-    bound = lower_bound(answer.fills, [book.of(*fill) for fill in answer.fills.tolist()])
+    options = ways(answer.fills, held=live, topology=left, links=links, overwritten=answer.placement, backups=backups)
+    bound = lower_bound(options)
     assert made.seconds <= 1.10 * bound

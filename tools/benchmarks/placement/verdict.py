@@ -1,0 +1,156 @@
+"""The targets, each with what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Line:
+    """One target."""
+
+    target: str
+    met: bool
+    measured: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def judge(result: dict[str, Any]) -> list[Line]:
+    """Every target of the planner, in order."""
+    return [
+        *_balance(result["placement"]),
+        *_repair(result["repair"]),
+        *_time(result["time"]),
+        *_rest(result),
+    ]
+
+
+def _name(row: dict[str, Any]) -> str:
+    lost = f", {row['lost']} lost" if "lost" in row else ""
+    return f"{row['ranks']}×{row['slots']} {row['load']}{lost}"
+
+
+def _worst(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], float]) -> tuple[float, str]:
+    row = max(rows, key=figure)
+    return float(figure(row)), _name(row)
+
+
+def _line(target: str, rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], float], limit: float) -> Line:
+    value, where = _worst(rows, figure)
+    return Line(target, value <= limit, f"{value:.4f} at most ({where}); {len(rows)} cases")
+
+
+def _best_bound(row: dict[str, Any], key: str) -> float:
+    return float(max(row["lp_bound"][key], row["integer_bound"][key]))
+
+
+def _balance(rows: list[dict[str, Any]]) -> list[Line]:
+    lines = [
+        _line(
+            f"balance ÷ EPLB global, {key} layer: ≤ 1.01",
+            rows,
+            lambda row, key=key: row["ours"][key] / row["eplb_global"][key],
+            1.01,
+        )
+        for key in ("mean", "worst")
+    ]
+    lines += [
+        _line(
+            f"balance ÷ EPLB default, {key} layer: ≤ 1.00",
+            rows,
+            lambda row, key=key: row["ours"][key] / row["eplb_default"][key],
+            1.0,
+        )
+        for key in ("mean", "worst")
+    ]
+    # Where whole copies cannot reach the LP's bound, nothing can: there the integer bound is what remains to compare.
+    for key in ("mean", "worst"):
+        feasible = [row for row in rows if row["integer_bound"][key] <= 1.005 * row["lp_bound"][key]]
+        other = [row for row in rows if row not in feasible]
+        lines.append(
+            _line(
+                f"balance ÷ LP bound where whole copies can reach it, {key} layer: ≤ 1.03",
+                feasible,
+                lambda row, key=key: row["ours"][key] / row["lp_bound"][key],
+                1.03,
+            )
+        )
+        if other:
+            lines.append(
+                _line(
+                    f"balance ÷ integer bound where they cannot, {key} layer: ≤ 1.03",
+                    other,
+                    lambda row, key=key: row["ours"][key] / row["integer_bound"][key],
+                    1.03,
+                )
+            )
+    lines.append(
+        _line("split ÷ LP split on the same placement: ≤ 1.005", rows, lambda row: row["split_over_lp"], 1.005)
+    )
+    return lines
+
+
+def _repair(rows: list[dict[str, Any]]) -> list[Line]:
+    exact = sum(row["repair"]["slots"] == row["true_minimum_slots"] for row in rows)
+    within = sum(
+        row["with_budget"]["slots"] <= row["true_minimum_slots"] + row["with_budget"]["budget"] for row in rows
+    )
+    lines = [
+        Line("bytes of a repair = true minimum", exact == len(rows), f"{exact} of {len(rows)} cases"),
+        Line("slots written stay within minimum + 1 %", within == len(rows), f"{within} of {len(rows)} cases"),
+    ]
+    for key in ("mean", "worst"):
+        good = [row for row in rows if row["with_budget"][key] <= 1.05 * _best_bound(row, key)]
+        value, where = _worst(rows, lambda row, key=key: row["with_budget"][key] / _best_bound(row, key))
+        lines.append(
+            Line(
+                f"balance after repair with 1 % of the slots, {key} layer: ≤ 1.05 × bound",
+                len(good) == len(rows),
+                f"{len(good)} of {len(rows)} cases; furthest {value:.3f} ({where})",
+            )
+        )
+    saved = min(row["eplb_global"]["slots"] / max(row["repair"]["slots"], 1) for row in rows)
+    most = max(row["eplb_global"]["slots"] / max(row["repair"]["slots"], 1) for row in rows)
+    lines.append(Line("fewer slots written than EPLB", saved > 1, f"{saved:.1f}× to {most:.0f}× fewer"))
+    return lines
+
+
+def _time(rows: list[dict[str, Any]]) -> list[Line]:
+    small = [row for row in rows if row["ranks"] == 64]
+    lines = [
+        _line("repair on 64 ranks, ms: ≤ 10", small, lambda row: row["repair_ms"], 10),
+        _line("full plan on 64 ranks, ms: ≤ 50", small, lambda row: row["plan_ms"], 50),
+        _line("contingencies of 64 single losses, ms: ≤ 500", small, lambda row: row["contingencies_ms"], 500),
+    ]
+    large = [row for row in rows if row["ranks"] == 320]
+    if large:
+        lines.append(_line("full plan on 320 ranks, ms: ≤ 100", large, lambda row: row["plan_ms"], 100))
+        lines.append(_line("repair on 320 ranks, ms: ≤ 100", large, lambda row: row["repair_ms"], 100))
+    return lines
+
+
+def _rest(result: dict[str, Any]) -> list[Line]:
+    ratio = max(row["ratio"] for row in result["sources"])
+    lines = [
+        Line("finish of the sources ÷ LP bound: ≤ 1.10", ratio <= 1.10, f"{ratio:.4f} at most"),
+        Line("the same bytes with 1, 2 and 4 threads", result["deterministic"], str(result["deterministic"])),
+    ]
+    for day in result["day"]:
+        mine = day["ours"]
+        beside = f", EPLB {day['eplb_global']['gigabytes']} GB" if "eplb_global" in day else ""
+        lines.append(
+            Line(
+                f"a day with {day['failures']} failures, {day['survivability']} survivability: every invariant holds",
+                not mine["violations"],
+                f"{mine['gigabytes']} GB moved{beside}; "
+                f"balance {mine['balance_mean']} (worst tick {mine['balance_worst']})",
+            )
+        )
+    return lines
