@@ -202,10 +202,20 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     """Beyond this clients get 429 with Retry-After."""
     request_deadline_s: Seconds = 600.0
     """From acceptance to the last token."""
+    model_name: str = ""
+    """What clients call the model; empty for its folder's name."""
+    context_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Longest prompt and answer together, where the ranks' KV cache is smaller than the model's context; 0 for that."""
+    seeded_ranks: bool = False
+    """Ranks run with --enable-deterministic-inference: sampled answers are resumed exactly too."""
+    no_rank_wait_s: Seconds = 30.0
+    """How long a new request waits while no rank serves, before it gets 503."""
     stall_s: Seconds = 5.0
-    """Silence of a rank after which its place in the epoch is looked at."""
+    """A rank that says nothing for so long while others speak loses its requests to them."""
+    handover_after_s: Seconds = 5.0
+    """Time that requests on a draining rank have to end by themselves before another rank takes them over."""
     crash_limit: Count = 2
-    """A request during which so many ranks died is given up."""
+    """A request is given up once so many ranks died before it got anywhere on them."""
 
 
 class PolicyConfig(Section, frozen=True, kw_only=True):

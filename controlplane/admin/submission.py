@@ -100,7 +100,7 @@ class Operations:
             return earlier, False
         epoch_revision = self._check(asked)
         attributes = {names.KIND: asked.kind, names.OPERATION_ID: identity, names.REASON: asked.reason}
-        with span(names.OPERATION, parent=asked.traceparent, attributes=attributes):
+        with span(names.ACCEPT, parent=asked.traceparent, attributes=attributes):
             operation = self._operation(asked, identity, traceparent=current_traceparent())
             if asked.kind not in POLICY_ONLY:
                 _refuse_harm(await self._predictor.predict(operation))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from controlplane.etcd.errors import UnavailableError, WrongClusterError
-from controlplane.etcd.rpc import rpc
+from controlplane.etcd.rpc import AioRpcError, rpc
 
 if TYPE_CHECKING:
     from schemas.config import EtcdConfig
@@ -51,6 +51,14 @@ class Endpoint:
             except TimeoutError:
                 return False
         return True
+
+    async def explain(self, within_s: float) -> str:
+        """Why there is no connection (refused, certificate…): only a request's error says it."""
+        try:
+            await self.maintenance.Status(rpc.StatusRequest(), timeout=within_s)
+        except AioRpcError as error:
+            return error.details() or error.code().name
+        return "it answers now"
 
 
 class Endpoints:
@@ -99,7 +107,8 @@ class Endpoints:
             if await endpoint.connected(min(left, self.config.connect_timeout_s), patient=patient):
                 return endpoint
             self.leave(endpoint, "cannot connect")
-        raise UnavailableError(f"no etcd member is reachable; the last fault was: {self.last_fault}")
+        why = await self.current.explain(self.config.connect_timeout_s)
+        raise UnavailableError(f"no etcd member is reachable; {self.current.address}: {why}")
 
     def accept(self, header: Any, mark: tuple[int, int]) -> bool:
         """Note a reply's header; False if its member is behind ``mark``, what was known when the request left.

@@ -78,7 +78,9 @@ class Session:
             raise
         if not self.endpoints.accept(reply.header, mark) and fresh:
             self.endpoints.leave(member, "its data is older than what was seen before")
-            raise UnavailableError(f"{member.address} is behind the cluster")
+            raise UnavailableError(
+                f"{member.address} is behind the cluster; after a restore from backup restart this process"
+            )
         return reply
 
     def judge(self, member: Endpoint, error: AioRpcError, metadata: Metadata) -> None:

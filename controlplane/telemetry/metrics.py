@@ -103,7 +103,13 @@ class GatewayMetrics:
         self.requests = counter("eep_gateway_requests_total", "Requests that ended", "route", "outcome")
         self.resumes = counter("eep_gateway_resumes_total", "Streams taken over by another rank after a loss")
         self.retries = counter("eep_gateway_retries_total", "Requests sent again before their first token")
+        self.inexact = counter(
+            "eep_gateway_inexact_resumes_total",
+            "Answers taken over whose sampling another rank could not continue exactly",
+        )
+        self.refused = counter("eep_gateway_errors_total", "Errors given to clients", "code")
         self.inflight = Gauge("eep_gateway_inflight_requests", "Requests under way", ("rank",), registry=registry)
+        self.queued = Gauge("eep_gateway_queued_requests", "Requests waiting to be admitted", registry=registry)
         self.routable = Gauge("eep_gateway_routable_ranks", "Ranks that take new requests", registry=registry)
         self.first_token = Histogram(
             "eep_gateway_first_token_seconds",

@@ -1,6 +1,6 @@
 """Span and attribute names: one vocabulary for every process, so that a trace reads as one story.
 
-A recovery or an operation is one trace. Its root span is ``RECOVERY`` or ``OPERATION``; below it stand the phases in
+A recovery or an operation is one trace. Its root span is ``RECOVERY`` or ``ACCEPT``; below it stand the phases in
 the order of ``PHASES``, and below ``PREPARE`` one ``LOAD`` per weight source of that rank.
 """
 
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 RECOVERY = "eep.recovery"
 """Root: from the first evidence to the first token under the new epoch."""
+ACCEPT = "eep.accept"
+"""Root of what an operator began, and of the trace its record carries: the request, weighed and written."""
 OPERATION = "eep.operation"
-"""Root: one admin operation, from acceptance to its end."""
+"""One admin operation, from acceptance to its end; below ``ACCEPT``."""
 DETECT = "eep.detect"
 """From the moment of the fault, as its reporter stamped it, to the leader's receipt."""
 DECIDE = "eep.decide"
@@ -30,6 +32,9 @@ FIRST_TOKEN = "eep.first_token"  # noqa: S105 - a span's name, not a secret
 """From the commit to the first step that ran under the new epoch."""
 ELECTION = "eep.election"
 """A replica became leader; a recovery that it takes over links here."""
+
+REQUEST = "eep.request"
+"""One client request through the gateway; linked to the recovery that made it change ranks."""
 
 PHASES = (DETECT, DECIDE, PLAN, PUBLISH, PREPARE, COMMIT, FIRST_TOKEN)
 """Children of a root span in the order in which they begin."""

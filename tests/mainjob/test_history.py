@@ -54,3 +54,4 @@ def test_a_request_that_does_not_end_exactly_once_is_found(tmp_path):
     assert ended_once(log) == ["request a ended 2 times"]
     write(lines[:3])
     assert ended_once(log) == ["request b ended 0 times"]
+    assert ended_once(log, gateway_killed=True) == []

@@ -45,6 +45,14 @@ def test_every_expert_is_in_the_file_under_the_published_names():
                 assert weights.get_slice(f"{stem}.down_proj.weight").get_shape() == up[::-1]
 
 
+def test_has_an_output_matrix_of_its_own():
+    from safetensors import safe_open
+
+    assert json.loads((SHIPPED / "config.json").read_text())["tie_word_embeddings"] is False
+    with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
+        assert "lm_head.weight" in weights.keys()  # noqa: SIM118  # the file is no mapping
+
+
 def test_four_ranks_of_twelve_slots_have_room_for_second_copies():
     config = json.loads((SHIPPED / "config.json").read_text())
     assert config["num_experts"] < 4 * 12

@@ -1,6 +1,6 @@
 """Golden vectors: bytes of every record and message, kept for ever; ``python -m tests.schemas.golden`` adds new ones.
 
-A vector is never changed or removed: an older process wrote it, and a newer one must still read it.
+A vector is never changed or removed once released: an older process wrote it, and a newer one must still read it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def records():
         for kind in waiting.pop().__subclasses__():
             found.append(kind)
             waiting.append(kind)
-    return sorted(found, key=lambda kind: kind.__name__)
+    ours = (kind for kind in found if kind.__module__.startswith("schemas."))
+    return sorted(ours, key=lambda kind: kind.__name__)
 
 
 MESSAGES = dict.fromkeys(get_args(ToEngine), decode_to_engine) | dict.fromkeys(get_args(ToAgent), decode_to_agent)
@@ -97,10 +98,9 @@ def stored():
 def main():
     vectors = stored() if FILE.exists() else {}
     for kind in kinds():
-        known = vectors.setdefault(kind.__name__, [])
         fresh = wire(sample(kind)).hex()
-        if fresh not in known:
-            known.append(fresh)
+        known = vectors.get(kind.__name__, [])
+        vectors[kind.__name__] = [*(vector for vector in known if vector != fresh), fresh]
     FILE.write_text(json.dumps(vectors, indent=1, sort_keys=True) + "\n")
 
 

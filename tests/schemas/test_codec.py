@@ -11,13 +11,12 @@ REMEDY = "the bytes of a record changed or a record is new; run: python -m tests
 
 
 @pytest.mark.parametrize("kind", golden.kinds(), ids=lambda kind: kind.__name__)
-def test_every_vector_ever_written_is_read_and_written_alike(kind):
+def test_every_vector_ever_written_is_read_and_the_newest_is_what_is_written(kind):
     vectors = golden.stored().get(kind.__name__)
     assert vectors, REMEDY
-    for vector in vectors:
-        data = bytes.fromhex(vector)
-        assert golden.wire(golden.read(kind, data)) == data
-    assert golden.wire(golden.sample(kind)).hex() in vectors, REMEDY
+    read = [golden.read(kind, bytes.fromhex(vector)) for vector in vectors]
+    assert golden.wire(golden.sample(kind)).hex() == vectors[-1], REMEDY
+    assert read[-1] == golden.sample(kind)
 
 
 @pytest.mark.parametrize("kind", golden.kinds(), ids=lambda kind: kind.__name__)

@@ -28,7 +28,7 @@ def answer_of(prompt, count):
     return ids[len(prompt) :]
 
 
-@dataclass
+@dataclass(eq=False)
 class Rank:
     """Start with ``async with rank:``; then ``rank.url``. Verbs change what the next or running requests see."""
 

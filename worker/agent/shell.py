@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from controlplane.etcd import EtcdError
-from schemas.records import Ack, Backup, FaultReport, Registration
+from schemas.messages import Ask, EngineStatus
+from schemas.records import Ack, Backup, ExpertLoad, FaultReport, Registration
 from worker.agent.core import decide
 from worker.agent.events import (
     Begin,
@@ -17,6 +18,7 @@ from worker.agent.events import (
     Committed,
     EndEngine,
     Exit,
+    Heard,
     LeaseGone,
     Leave,
     Publish,
@@ -26,6 +28,7 @@ from worker.agent.events import (
     Tick,
     WakeAt,
 )
+from worker.agent.loads import EVERY_S, expert_load
 from worker.agent.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -114,7 +117,7 @@ class Agent:
         """Ask the rank to go."""
         self.heard(Leave(self._now(), reason, deadline_s))
 
-    def publish(self, record: Registration | Ack | FaultReport | Backup) -> None:
+    def publish(self, record: Registration | Ack | FaultReport | Backup | ExpertLoad) -> None:
         """Let a record stand on the rank's lease."""
         self._publisher.put(self._key(record), record)
 
@@ -124,6 +127,7 @@ class Agent:
             asyncio.create_task(self._publisher.run(), name="publish"),
             asyncio.create_task(self._keep_lease(), name="lease"),
             asyncio.create_task(self._watch(), name="epochs"),
+            asyncio.create_task(self._ask_load(), name="load"),
         ]
         worker = asyncio.create_task(self._work(), name="work")
         try:
@@ -148,6 +152,7 @@ class Agent:
             before = self.state
             self.state, decision = decide(before, event)
             self._story.tell(before, event, self.state, decision)
+            self._tell_load(event)
             for action in decision.actions:
                 await self._perform(action)
 
@@ -173,7 +178,7 @@ class Agent:
                 await self._settle()
                 self._exit = reason
 
-    def _key(self, record: Registration | Ack | FaultReport | Backup) -> str:
+    def _key(self, record: Registration | Ack | FaultReport | Backup | ExpertLoad) -> str:
         match record:
             case Registration():
                 return self._keys.rank(record.rank)
@@ -183,6 +188,8 @@ class Agent:
                 return self._keys.report(record.reporter)
             case Backup():
                 return self._keys.backup(record.rank)
+            case ExpertLoad():
+                return self._keys.load(record.rank)
 
     async def _settle(self) -> None:
         """Give the last words a moment to reach etcd."""
@@ -197,6 +204,18 @@ class Agent:
 
         timer = asyncio.get_running_loop().call_at(when, ring)
         self._timers.add(timer)
+
+    def _tell_load(self, event: Event) -> None:
+        if isinstance(event, Heard) and isinstance(event.message, EngineStatus) and self.state.hello is not None:
+            load = expert_load(self.state.hello, event.message)
+            if load is not None:
+                self.publish(load)
+
+    async def _ask_load(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            if self.state.active:
+                self._engine.send(Ask())
 
     async def _watch(self) -> None:
         async for seen in self._follow():

@@ -1,0 +1,197 @@
+"""Carries out one ``Generation``'s instructions: sends to ranks, reads answers, and feeds back what happens.
+
+One attempt is one task; leaving an attempt cancels the task, which closes its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, assert_never
+
+import aiohttp
+import msgspec
+
+from controlplane.gateway.generation import (
+    Abandoned,
+    Abort,
+    Assigned,
+    Begin,
+    DeadlinePassed,
+    Fail,
+    Finish,
+    HandOver,
+    Lost,
+    Piece,
+    Received,
+    Send,
+)
+from controlplane.gateway.upstream import AnswerReader, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from controlplane.gateway.errors import GatewayError
+    from controlplane.gateway.generation import Event, Generation, Instruction
+    from controlplane.gateway.ranks import Ranks
+    from controlplane.gateway.routes import Route, RouteTable
+
+Outcome = Piece | Finish | Fail
+
+
+@dataclass
+class _Attempt:
+    """The rank that works on the answer now."""
+
+    number: int
+    task: asyncio.Task[None]
+    route: Route | None = None
+    accepted: bool = False
+    sent_at: float = 0.0
+
+
+class Carrier:
+    """One answer under way.
+
+    Attributes:
+        generation: its state.
+        deliver: called with each piece, and once with how it ended.
+    """
+
+    def __init__(self, generation: Generation, ranks: Ranks, deliver: Callable[[Outcome], None]) -> None:
+        self.generation = generation
+        self._ranks = ranks
+        self._deliver = deliver
+        self._attempt: _Attempt | None = None
+        self._lost_on: set[tuple[int, int]] = set()
+
+    def start(self) -> None:
+        """Ask for the first rank."""
+        self._ranks.carriers.add(self)
+        self._feed(Begin())
+
+    def stop(self, error: GatewayError) -> None:
+        """End with ``error`` unless it has ended: the client left, or the gateway gave up waiting."""
+        self._feed(Abandoned(error))
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self._feed(DeadlinePassed())
+
+    @property
+    def route(self) -> Route | None:
+        """The rank that works on it, None while there is none."""
+        return self._attempt.route if self._attempt else None
+
+    @property
+    def waiting_since(self) -> float:
+        """When the present rank was asked."""
+        return self._attempt.sent_at if self._attempt else 0.0
+
+    def follow(self, table: RouteTable) -> None:
+        """The membership changed: leave a rank that is no longer part of it without waiting for its connection."""
+        route = self.route
+        if route is not None and route.key not in table:
+            self.lose(f"rank {route.rank} left with epoch {table.epoch}")
+
+    def lose(self, reason: str) -> None:
+        """The present rank is gone."""
+        attempt = self._attempt
+        if attempt is not None and attempt.route is not None:
+            self._lost_on.add(attempt.route.key)
+            self._feed(Lost(attempt.number, reason, attempt.accepted))
+
+    def hand_over(self, reason: str) -> None:
+        """The present rank is to be left although it works."""
+        if self._attempt is not None:
+            self._feed(HandOver(self._attempt.number, reason))
+
+    def _feed(self, event: Event) -> None:
+        for instruction in self.generation.handle(event):
+            self._carry_out(instruction)
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Send():
+                self._leave()
+                task = asyncio.create_task(self._run(instruction), name=instruction.body["rid"])
+                self._attempt = _Attempt(instruction.attempt, task)
+            case Abort():
+                self._abort()
+            case Piece():
+                self._deliver(instruction)
+            case Finish() | Fail():
+                self._ranks.carriers.discard(self)
+                self._leave()
+                self._deliver(instruction)
+            case _:
+                assert_never(instruction)
+
+    def _leave(self) -> None:
+        """Stop listening to the present attempt; its connection closes."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
+            return
+        if attempt.route is not None:
+            self._ranks.release(attempt.route)
+        if attempt.task is not asyncio.current_task():
+            attempt.task.cancel()
+
+    def _abort(self) -> None:
+        """Free the rank's slot at once; SGLang itself notices a closed connection only seconds later."""
+        if self._attempt is not None and self._attempt.route is not None:
+            self._ranks.abort(self._attempt.route, f"{self.generation.rid}-{self._attempt.number}")
+
+    async def _run(self, send: Send) -> None:
+        if send.settle:
+            await self._ranks.settled()
+        try:
+            route = await self._ranks.assign(send.prompt, avoid=self._lost_on, resumed=send.resumed)
+        except self._ranks.NoRankError as error:
+            self._feed(Abandoned(error))
+            return
+        attempt = self._attempt
+        if attempt is None or attempt.number != send.attempt:
+            self._ranks.release(route)
+            return
+        attempt.route, attempt.sent_at = route, time.monotonic()
+        self._feed(Assigned(route.rank))
+        try:
+            await self._converse(route, attempt, send.body)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError) as error:
+            self._broke(route, attempt, f"{type(error).__name__}: {error}")
+
+    def _broke(self, route: Route, attempt: _Attempt, reason: str) -> None:
+        self._ranks.suspect(route)
+        self._lost_on.add(route.key)
+        self._feed(Lost(attempt.number, f"rank {route.rank}: {reason}", attempt.accepted))
+
+    async def _converse(self, route: Route, attempt: _Attempt, body: dict[str, Any]) -> None:
+        reader = AnswerReader()
+        async with self._ranks.post(route, body) as response:
+            attempt.accepted = True
+            if response.status != 200:
+                said = (await response.text())[:2000]
+                if response.status >= 500:
+                    self._ranks.suspect(route)
+                    self._lost_on.add(route.key)
+                self._feed(Received(attempt.number, Refusal(response.status, _message(said))))
+                return
+            async for data in response.content.iter_any():
+                self._ranks.heard(route)
+                for what in reader.feed(data):
+                    self._feed(Received(attempt.number, what))
+                if self._attempt is not attempt:  # it ended, or another rank has it
+                    return
+        self._broke(route, attempt, "its answer ended without a finish reason")
+
+
+def _message(body: str) -> str:
+    """SGLang's words out of an error body."""
+    try:
+        content = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        return body
+    error = content.get("error", content) if isinstance(content, dict) else content
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

@@ -1,0 +1,208 @@
+"""The ranks as the gateway sees them at run time: connections, loads, who is silent, who is to be left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+import msgspec
+
+from controlplane.gateway.errors import UnavailableError
+from controlplane.gateway.router import Router
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from controlplane.gateway.carrier import Carrier
+    from controlplane.gateway.router import Choice
+    from controlplane.gateway.routes import Route, Routes, RouteTable
+    from controlplane.telemetry import GatewayMetrics
+    from schemas.config import GatewayConfig
+
+log = logging.getLogger(__name__)
+_CONNECT_S = 1.0
+_KEEPALIVE_S = 3.0
+"""Below uvicorn's 5 s: a connection that the rank is about to close must not be taken for a request."""
+_ABORT_S = 2.0
+_TICK_S = 0.25
+_SETTLE_LONGEST_S = 1.0
+"""Membership that has not changed by then will not change because of this loss."""
+_SETTLE_QUIET_S = 0.15
+"""Ranks lost at one moment leave the epoch within this of one another."""
+_SAME_AGAIN_S = 0.5
+"""Before a rank that failed is tried again, when there is no other."""
+_SPEAKS_S = 1.0
+"""A rank heard within this is one that speaks."""
+
+
+class Ranks:
+    """Everything that answers under way share.
+
+    Attributes:
+        routes: where the table in force is.
+        carriers: answers under way.
+        NoRankError: what ``assign`` raises.
+    """
+
+    NoRankError = UnavailableError
+
+    def __init__(self, config: GatewayConfig, routes: Routes, metrics: GatewayMetrics) -> None:
+        self.routes = routes
+        self.carriers: set[Carrier] = set()
+        self._config = config
+        self._metrics = metrics
+        self._router = Router()
+        self._changed = asyncio.Event()
+        self._changed_at = 0.0
+        self._heard: dict[tuple[int, int], float] = {}
+        self._draining_since: dict[tuple[int, int], float] = {}
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._session: aiohttp.ClientSession | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._unsubscribe = routes.subscribe(self._follow)
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+            timeout=timeout,
+            read_bufsize=1 << 20,
+            json_serialize=lambda body: msgspec.json.encode(body).decode(),
+        )
+        self._watch = asyncio.create_task(self._tick(), name="gateway-ranks")
+        self._follow(self.routes.table)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._unsubscribe()
+        if self._watch is not None:
+            self._watch.cancel()
+        await asyncio.gather(*self._aborts, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    # --- choosing ----------------------------------------------------------------------------------------------------
+
+    async def assign(self, prompt: Sequence[int], *, avoid: Collection[tuple[int, int]], resumed: bool) -> Route:
+        """The rank for ``prompt``, as soon as there is one; ``release`` it afterwards.
+
+        Raises:
+            UnavailableError: none came; a resumed answer waits as long as its deadline allows instead.
+        """
+        give_up = float("inf") if resumed else time.monotonic() + self._config.no_rank_wait_s
+        while True:
+            choice = self._choose(prompt, avoid) or await self._wait(prompt)
+            if choice is not None:
+                log.debug("%s", choice.reason)
+                self._router.begin(choice.route, prompt)
+                self._metrics.inflight.labels(str(choice.route.rank)).inc()
+                return choice.route
+            if time.monotonic() >= give_up:
+                waited = self._config.no_rank_wait_s
+                raise UnavailableError(
+                    f"no rank has served for {waited:.0f} s (epoch {self.routes.table.epoch}); try again later",
+                    retry_after_s=waited,
+                )
+
+    def _choose(self, prompt: Sequence[int], avoid: Collection[tuple[int, int]]) -> Choice | None:
+        return self._router.choose(prompt, self.routes.table, now=time.monotonic(), avoid=avoid)
+
+    async def _wait(self, prompt: Sequence[int]) -> Choice | None:
+        """Wait for the table to change; if it does not, a rank that failed before is better than none."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(_SAME_AGAIN_S):
+                await self._changed.wait()
+        except TimeoutError:
+            return self._router.choose(prompt, self.routes.table, now=float("inf"))
+        return None
+
+    def release(self, route: Route) -> None:
+        """An answer no longer needs ``route``."""
+        self._router.end(route)
+        self._metrics.inflight.labels(str(route.rank)).dec()
+
+    async def settled(self) -> None:
+        """Wait until the membership changed and came to rest, or clearly will not change."""
+        epoch, started = self.routes.table.epoch, time.monotonic()
+        while (now := time.monotonic()) - started < _SETTLE_LONGEST_S:
+            moved = self.routes.table.epoch != epoch or self._changed_at >= started - _SETTLE_QUIET_S
+            if moved and now - self._changed_at >= _SETTLE_QUIET_S:
+                return
+            await asyncio.sleep(_SETTLE_QUIET_S / 3)
+
+    # --- talking -----------------------------------------------------------------------------------------------------
+
+    def post(self, route: Route, body: dict[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send ``body`` to the rank's ``/generate``."""
+        if self._session is None:
+            raise RuntimeError("ranks: used outside of its context")
+        return self._session.post(f"{route.url}/generate", json=body)
+
+    def abort(self, route: Route, rid: str) -> None:
+        """Tell a rank to forget a request; nobody waits for it."""
+        task = asyncio.create_task(self._abort(route, rid), name=f"abort-{rid}")
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort(self, route: Route, rid: str) -> None:
+        if self._session is None:
+            return
+        try:
+            async with asyncio.timeout(_ABORT_S):
+                async with self._session.post(f"{route.url}/abort_request", json={"rid": rid}):
+                    pass
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            log.debug("abort of %s on rank %d: %s", rid, route.rank, error)  # a dead rank works on nothing
+
+    def heard(self, route: Route) -> None:
+        """``route`` said something."""
+        self._heard[route.key] = time.monotonic()
+
+    def suspect(self, route: Route) -> None:
+        """``route`` broke off or refused."""
+        self._router.suspect(route, now=time.monotonic())
+
+    # --- watching ----------------------------------------------------------------------------------------------------
+
+    def _follow(self, table: RouteTable) -> None:
+        """A new table: free who waits, take answers away from ranks that left."""
+        self._changed_at = now = time.monotonic()
+        self._metrics.routable.set(len(table.open))
+        draining = {route.key for route in table.routes if route.draining}
+        self._draining_since = {key: self._draining_since.get(key, now) for key in draining}
+        keys = {route.key for route in table.routes}
+        self._heard = {key: at for key, at in self._heard.items() if key in keys}
+        for carrier in tuple(self.carriers):
+            carrier.follow(table)
+        self._changed.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            for carrier in tuple(self.carriers):
+                self._look_at(carrier, now)
+
+    def _look_at(self, carrier: Carrier, now: float) -> None:
+        route = carrier.route
+        if route is None:
+            return
+        if self._silent(route, carrier.waiting_since, now):
+            self.suspect(route)
+            carrier.lose(f"rank {route.rank} was silent for {self._config.stall_s:.1f} s while others spoke")
+        elif now - self._draining_since.get(route.key, now) >= self._config.handover_after_s and self._others(route):
+            carrier.hand_over(f"rank {route.rank} drains")
+
+    def _silent(self, route: Route, since: float, now: float) -> bool:
+        """Nothing came from the rank, for any answer, while another one spoke: lockstep stops all or none."""
+        own = max(self._heard.get(route.key, 0.0), since)
+        others = max((at for key, at in self._heard.items() if key != route.key), default=0.0)
+        return now - own >= self._config.stall_s and now - others <= _SPEAKS_S
+
+    def _others(self, route: Route) -> bool:
+        return any(other.key != route.key for other in self.routes.table.open)

@@ -1,0 +1,32 @@
+// Row arithmetic for one instruction set each, chosen once at run time. Products are rounded before they are added (no fused
+// multiply-add) and added in the order given, so every instruction set gives the same bits.
+#pragma once
+
+#include "protocol/layout.hpp"
+
+namespace eep {
+
+struct Kernels {
+  const char* name;
+  /// Copies a row past the caches: for output that does not fit them. `to` on 64 bytes; `fence` before it is published.
+  void (*copy_streaming)(void* to, const void* from, u64 bytes);
+  /// out[i] = Σ weights[j] × rows[j][i], in the order of j; n ≥ 1. `streaming`: `out` on 64 bytes, past the caches.
+  void (*sum_f32)(float* out, const float* const* rows, const float* weights, u32 n, u32 values, bool streaming);
+  void (*sum_bf16)(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values, bool streaming);
+  /// Orders streaming stores before whatever is stored next.
+  void (*fence)();
+};
+
+/// The best one this processor has, or the one that EEP_ISA names (avx512, avx2, portable). Throws where that cannot run here.
+const Kernels& kernels();
+
+extern const Kernels kPortable;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+/// 64-bit checksum at memory speed: a change of any byte changes it, with overwhelming probability.
+u64 checksum(const void* data, u64 bytes);
+
+}  // namespace eep

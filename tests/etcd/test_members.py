@@ -1,0 +1,84 @@
+"""Which member a client uses: guards against stale members and wrong clusters, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from controlplane.etcd import EtcdClient, UnavailableError, Watch, WrongClusterError
+from schemas.config import EtcdConfig
+from tools.etcd.local import LocalEtcd, free_ports
+
+
+async def test_a_member_behind_what_was_seen_is_left(cluster, prefix):
+    async with EtcdClient(EtcdConfig(endpoints=cluster.endpoints, deadline_s=1.0)) as client:
+        await client.put(f"{prefix}a", b"")
+        endpoints = client.session.endpoints
+        term, revision = endpoints.mark
+        for mark in ((term + 1, revision), (term, revision + 1000)):
+            endpoints.mark = mark  # as if another member had answered from a later term or revision
+            before = endpoints.rotations
+            with pytest.raises(UnavailableError, match="behind the cluster"):
+                await client.get(f"{prefix}a")
+            assert endpoints.rotations > before
+            endpoints.mark = (term, revision)
+        assert (await client.get(f"{prefix}a")).only is not None
+
+
+async def test_a_watch_on_a_member_that_lags_is_moved(cluster, prefix):
+    async with EtcdClient(EtcdConfig(endpoints=cluster.endpoints)) as client:
+        watch = Watch(client, prefix)
+        changes = watch.changes()
+        await anext(changes)
+        waiting = asyncio.ensure_future(anext(changes))
+        await asyncio.sleep(0.1)
+        endpoints = client.session.endpoints
+        truth, endpoints.mark = endpoints.mark, (endpoints.mark[0], endpoints.mark[1] + 1000)
+        async with asyncio.timeout(5):
+            while not endpoints.rotations:
+                await asyncio.sleep(0.02)
+        endpoints.mark = truth
+        written = await client.put(f"{prefix}a", b"")
+        async with asyncio.timeout(5):
+            assert (await waiting).revision == written
+        await changes.aclose()
+
+
+async def test_two_clusters_in_one_list_are_an_error_and_not_a_mixture(binary):
+    with LocalEtcd(binary=binary) as one, LocalEtcd(binary=binary) as other:
+        config = EtcdConfig(endpoints=one.endpoints + other.endpoints)
+        async with EtcdClient(config) as client:
+            await client.get("/a")
+            client.session.endpoints.leave(client.session.endpoints.current, "test")
+            with pytest.raises(WrongClusterError, match=r"correct the list"):
+                await client.get("/a")
+
+
+async def test_members_that_refuse_are_passed_by_at_once(cluster, prefix):
+    dead = tuple(f"http://127.0.0.1:{port}" for port in free_ports(2))
+    async with EtcdClient(EtcdConfig(endpoints=(*dead, *cluster.endpoints))) as client:
+        client.session.endpoints._current = 0
+        begun = time.monotonic()
+        await client.put(f"{prefix}a", b"")
+        assert time.monotonic() - begun < 1.0
+
+
+async def test_no_member_at_all_is_said_with_the_reason_by_the_deadline():
+    config = EtcdConfig(endpoints=tuple(f"http://127.0.0.1:{port}" for port in free_ports(2)), deadline_s=1.0)
+    async with EtcdClient(config) as client:
+        begun = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"no etcd member is reachable; http://127.*refused"):
+            await client.put("/a", b"")
+        assert 0.5 < time.monotonic() - begun < 2.5
+
+
+async def test_a_connection_that_idled_is_used_again(cluster, prefix):
+    async with EtcdClient(EtcdConfig(endpoints=cluster.endpoints)) as client:
+        await client.put(f"{prefix}a", b"")
+        await asyncio.sleep(1.5)
+        begun = time.monotonic()
+        await client.put(f"{prefix}a", b"")
+        assert time.monotonic() - begun < 0.5
+        assert client.session.endpoints.rotations == 0
