@@ -19,6 +19,7 @@
 
 namespace {
 
+using namespace eep;
 using namespace eep::gpu;
 
 #define CHECK(condition, ...)                                                       \
@@ -343,7 +344,9 @@ class World {
           if (active.count(rank) != 0) live.push_back(Replica{static_cast<u16>(rank), static_cast<u16>(slot), total += weight});
         }
         if (live.empty()) continue;
-        const u32 chosen = live.size() == 1 ? 0 : choose_replica(live.data(), static_cast<u32>(live.size()), pair_hash(r, t, k, static_cast<u32>(id)));
+        std::vector<u32> offsets(sizes.experts + 1, 0);
+        for (u32 e = static_cast<u32>(id); e < sizes.experts; ++e) offsets[e + 1] = static_cast<u32>(live.size());
+        const u32 chosen = eep::LayerView{offsets.data(), live.data()}.choose(r, t, k, static_cast<u32>(id));
         auto& sum = partials[live[chosen].rank];
         sum.resize(sizes.hidden);
         const u16* row = &in.x[static_cast<size_t>(t) * sizes.hidden];

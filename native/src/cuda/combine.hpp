@@ -5,15 +5,6 @@
 
 namespace eep::gpu {
 
-struct Combine {
-  Batch batch;
-  const u8* y;    // bf16, rows where dispatch put them
-  u8* out;        // bf16 [tokens, hidden]
-  u8* missing;    // [tokens]: contributions that are not in the sum
-  u32 weighted;   // the experts' output is already multiplied by the router's weight
-  u32* counts;    // of the dispatch: cleared at the end of the round
-};
-
 struct Sum {
   float v[8] = {};
 };

@@ -88,24 +88,6 @@ EEP_DEVICE void send_slots(const Thread& self, const Params& p, const View& v, c
   }
 }
 
-/// Where this round's rows go besides the inboxes; see `DispatchArgs` of the launcher for shapes.
-struct Outputs {
-  u8* rows;          // expert-major [slots, capacity, row], or pair list [capacity, row]
-  float* scales;     // fp8: [slots, hidden/128, capacity] (column-major for each slot, as masked grouped GEMMs take it)
-  u32* counts;       // rows of each slot; pair list: counts[max_slots] is the number of pairs
-  i32* pair_slots;   // pair list: slot of each pair
-  float* pair_weights;
-  i32* origins;      // (source rank · max_tokens + token) · max_topk + k of each row
-  u32 pair_list;     // 0: expert-major
-};
-
-struct Dispatch {
-  Batch batch;
-  const u8* x;           // bf16 [tokens, hidden]
-  const float* weights;  // [tokens, topk]
-  Outputs out;
-};
-
 /// Bytes of shared memory of a dispatch with `blocks` blocks.
 EEP_BOTH u64 dispatch_shared_bytes(const Geometry& g, u32 replica_stride, u32 tokens, u32 blocks, u32 topk) {
   const u32 send_tokens = divide_up(tokens, blocks) + 2, receive_tokens = g.max_tokens;
@@ -139,7 +121,7 @@ EEP_DEVICE void send_rows(const Thread& self, const Params& p, const View& v, co
   const Geometry& g = p.geometry;
   const Batch& b = d.batch;
   const auto [peers, tables, routes] = send_shared<kElastic>(self, p);
-  LayerTable table{nullptr, nullptr};
+  LayerView table{nullptr, nullptr};
   if constexpr (kElastic) table = chosen_layer(p, tables, v.table);
 
   const u32 pieces = g.hidden / kPieceValues, segments = divide_up(pieces, kSegmentPieces);
@@ -313,9 +295,6 @@ EEP_DEVICE void receive_rows(const Thread& self, const Params& p, const View& v,
     copy_rows<kWire>(self, p, v, d, source, line->tokens, share, places);
   }
 }
-
-constexpr u32 kSendPhase = 1;
-constexpr u32 kReceivePhase = 2;
 
 /// One dispatch, or one of its two phases. A launch in a poisoned epoch does nothing at all: that is how a captured graph drains.
 template <bool kElastic, Wire kWire>

@@ -2,16 +2,13 @@
 // on the device and in the model. Nothing here depends on who is a member.
 #pragma once
 
-#include "port.hpp"
+#include "types.hpp"
+#include "../protocol/table.hpp"
+#include "../protocol/tag.hpp"
 
 namespace eep::gpu {
 
-constexpr u32 kMaxRanks = 128;
-constexpr u32 kMaskWords = kMaxRanks / 64;
-constexpr u32 kMaxTopk = 16;
 constexpr u16 kNoSlot = 0xFFFF;
-/// The other side of a cache line, and of its neighbour that hardware prefetches with it.
-constexpr u32 kLineBytes = 128;
 
 /// How rows travel: bf16 as they are, or e4m3 with one float scale for each 128 values.
 enum class Wire : u32 { kBf16 = 0, kFp8 = 1 };
@@ -39,12 +36,7 @@ struct Control {
 constexpr u64 kControlBytes = 4096;
 static_assert(sizeof(Control) <= kControlBytes);
 
-EEP_BOTH constexpr u64 round_up(u64 value, u64 unit) { return (value + unit - 1) / unit * unit; }
 EEP_BOTH constexpr u32 divide_up(u32 value, u32 unit) { return (value + unit - 1) / unit; }
-
-/// A number within an epoch. Numbers start at 0, tags at 1, so zeroed memory holds no valid tag.
-EEP_BOTH constexpr u64 tag_of(u32 epoch, u32 number) { return (static_cast<u64>(epoch) << 32) | (static_cast<u64>(number) + 1U); }
-EEP_BOTH constexpr u32 epoch_of(u64 tag) { return static_cast<u32>(tag >> 32); }
 
 /// Sizes fixed at creation. All offsets are bytes from the start of a chunk.
 struct Geometry {
@@ -82,31 +74,5 @@ struct Geometry {
   /// Rows that may arrive in one round, over all sources.
   EEP_BOTH constexpr u32 max_rows() const { return max_ranks * max_tokens; }
 };
-
-/// One replica of an expert: its place, and the cumulative share of the expert's tokens up to and including it.
-struct Replica {
-  u16 rank;
-  u16 slot;
-  u32 cumulative;
-};
-static_assert(sizeof(Replica) == 8);
-
-/// Mixes the identity of a routed pair into 32 well-spread bits (Steele, Lea, Flood: SplitMix64's finaliser), so that replicas share
-/// an expert's tokens in proportion to their weights, and every retry of a step chooses alike.
-EEP_BOTH constexpr u32 pair_hash(u32 source, u32 token, u32 k, u32 expert) {
-  u64 z = (static_cast<u64>(source) << 48) ^ (static_cast<u64>(expert) << 32) ^ (static_cast<u64>(token) << 8) ^ k;
-  z += 0x9E3779B97F4A7C15ULL;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
-  return static_cast<u32>((z ^ (z >> 31)) >> 32);
-}
-
-/// The replica that takes a pair: the first whose cumulative share exceeds the hash scaled to the total (no division).
-EEP_BOTH constexpr u32 choose_replica(const Replica* replicas, u32 count, u32 hash) {
-  const u32 point = static_cast<u32>((static_cast<u64>(hash) * replicas[count - 1].cumulative) >> 32);
-  u32 chosen = 0;
-  while (chosen + 1 < count && replicas[chosen].cumulative <= point) ++chosen;
-  return chosen;
-}
 
 }  // namespace eep::gpu

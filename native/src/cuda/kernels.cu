@@ -1,6 +1,8 @@
 // The kernels: thin shells around the algorithms in the headers, one for each wire format and build.
 #include "kernels.hpp"
 
+#include "sync.hpp"
+
 namespace eep::gpu {
 namespace {
 
@@ -45,7 +47,16 @@ cudaError_t prepare_kernels(u32 shared_bytes_limit) {
   for (const cudaError_t result : results) {
     if (result != cudaSuccess) return result;
   }
-  return cudaSuccess;
+  // Asking loads them: a kernel that is loaded at its first launch would be loaded in the middle of a capture.
+  cudaFuncAttributes loaded{};
+  const cudaError_t result = cudaFuncGetAttributes(&loaded, reinterpret_cast<const void*>(sync_kernel));
+  return result != cudaSuccess ? result : cudaFuncGetAttributes(&loaded, reinterpret_cast<const void*>(fault_probe_kernel));
+}
+
+u64 shared_bytes_needed(const Geometry& g, u32 replica_stride) {
+  const u64 dispatch = dispatch_shared_bytes(g, replica_stride, g.max_tokens, 1, g.max_topk);
+  const u64 combine = combine_shared_bytes(g, g.max_tokens, 1, g.max_topk);
+  return dispatch > combine ? dispatch : combine;
 }
 
 cudaError_t launch_dispatch(const Params& p, const Dispatch& d, u32 phases, Build build, Grid grid, cudaStream_t stream) {

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "sync.hpp"
+#include "batch.hpp"
 
 namespace eep::gpu {
 
@@ -19,6 +19,9 @@ enum class Build : u32 { kElastic = 0, kFixed = 1 };
 
 /// Raises the shared-memory limit of every kernel to what the device allows; once for each device.
 cudaError_t prepare_kernels(u32 shared_bytes_limit);
+
+/// Shared memory of the hungriest launch that an instance of this shape can make.
+u64 shared_bytes_needed(const Geometry& geometry, u32 replica_stride);
 
 cudaError_t launch_dispatch(const Params& p, const Dispatch& d, u32 phases, Build build, Grid grid, cudaStream_t stream);
 cudaError_t launch_combine(const Params& p, const Combine& c, u32 phases, Build build, Grid grid, cudaStream_t stream);

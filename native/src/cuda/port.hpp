@@ -3,14 +3,15 @@
 // On the device a `Thread` is a CUDA thread and everything below is one instruction or one intrinsic. In the model a `Thread` is a
 // host thread, a block is a few of them around a barrier, and a warp is one lane wide: each intrinsic over lanes then is the
 // identity, while every ordering between threads, blocks and ranks is real and is checked by the sanitizer.
+//
+// Host code never includes this header: it would see the model's definitions under the device's names.
 #pragma once
 
-#include <cstdint>
+#include "state.hpp"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
-#define EEP_BOTH __host__ __device__ __forceinline__
 #define EEP_DEVICE __device__ __forceinline__
 #else
 #include <atomic>
@@ -18,18 +19,10 @@
 #include <cmath>
 #include <cstring>
 #include <thread>
-#define EEP_BOTH inline
 #define EEP_DEVICE inline
 #endif
 
 namespace eep::gpu {
-
-using u8 = std::uint8_t;
-using u16 = std::uint16_t;
-using u32 = std::uint32_t;
-using u64 = std::uint64_t;
-using i32 = std::int32_t;
-using i64 = std::int64_t;
 
 /// 16 bytes: the widest access of one thread, eight bf16 values.
 struct alignas(16) Vec16 {
@@ -261,7 +254,6 @@ inline float group_max(float value) { return value; }
 #endif
 
 /// A scaling group of fp8 is 128 values wide: 16 lanes of a CUDA warp, or the whole of a model's one-lane warp.
-constexpr u32 kGroupWidth = 128;
 constexpr u32 kGroupLanes = kLanes < 16 ? kLanes : 16;
 /// Vectors of eight bf16 that one lane handles side by side: its piece of a row.
 constexpr u32 kPieceVectors = kGroupWidth / 8 / kGroupLanes;

@@ -14,15 +14,6 @@ EEP_BOTH constexpr bool is_route(u32 route) { return (route & kNoRoute) != kNoRo
 EEP_BOTH constexpr u32 rank_of(u32 route) { return (route >> 16) & 0x7FFFU; }
 EEP_BOTH constexpr u32 slot_of(u32 route) { return route & 0xFFFFU; }
 
-/// What a dispatch or a combine is asked to do; captured by value, so only sizes and addresses.
-struct Batch {
-  u32 tokens;
-  u32 topk;
-  u32 layer;
-  u32 ids_are_64;
-  const void* ids;  // [tokens, topk], -1: none
-};
-
 EEP_DEVICE i64 expert_of(const Batch& b, u32 token, u32 k) {
   const u64 at = static_cast<u64>(token) * b.topk + k;
   return b.ids_are_64 != 0 ? static_cast<const i64*>(b.ids)[at] : static_cast<i64>(static_cast<const i32*>(b.ids)[at]);
@@ -39,12 +30,6 @@ EEP_BOTH constexpr u32 table_words(const Geometry& g, u32 replica_stride) {
   return kTablesRead * (g.n_experts + 2 + 2 * replica_stride);
 }
 
-/// One layer's table in shared memory, read once per launch: an acquire load for each token would cost 5–9 % of the kernel.
-struct LayerTable {
-  const u32* offsets;
-  const Replica* replicas;
-};
-
 EEP_DEVICE void copy_words(const Thread& self, u32* to, const u32* from, u32 words) {
   for (u32 i = self.thread(); i < words; i += self.threads()) to[i] = from[i];
 }
@@ -52,6 +37,8 @@ EEP_DEVICE void copy_words(const Thread& self, u32* to, const u32* from, u32 wor
 /// Words before the replicas, which lie on 8 bytes.
 EEP_BOTH constexpr u32 offset_words(const Geometry& g) { return (g.n_experts + 2) / 2 * 2; }
 
+/// One layer's table into shared memory, once per launch: an acquire load for each token would cost 5–9 % of the kernel (NIXL PR
+/// #1751 measured it).
 EEP_DEVICE void read_layer(const Thread& self, const Params& p, u32 layer, u32* shared) {
   const Geometry& g = p.geometry;
   const u32 words = offset_words(g) + 2 * p.replica_stride;
@@ -62,21 +49,18 @@ EEP_DEVICE void read_layer(const Thread& self, const Params& p, u32 layer, u32* 
                2 * p.replica_stride);
   }
 }
-EEP_DEVICE LayerTable chosen_layer(const Params& p, const u32* shared, u32 chosen) {
+EEP_DEVICE LayerView chosen_layer(const Params& p, const u32* shared, u32 chosen) {
   const u32* mine = shared + (kTablesRead == 2 ? chosen : 0) * (offset_words(p.geometry) + 2 * p.replica_stride);
-  return LayerTable{mine, reinterpret_cast<const Replica*>(mine + offset_words(p.geometry))};
+  return LayerView{mine, reinterpret_cast<const Replica*>(mine + offset_words(p.geometry))};
 }
 
 template <bool kElastic>
-EEP_DEVICE u32 route_pair(const Params& p, const LayerTable& table, u32 token, u32 k, i64 expert) {
+EEP_DEVICE u32 route_pair(const Params& p, const LayerView& table, u32 token, u32 k, i64 expert) {
   if (expert < 0 || expert >= static_cast<i64>(p.geometry.n_experts)) return kNoRoute;
   const auto e = static_cast<u32>(expert);
   if constexpr (kElastic) {
-    const u32 first = table.offsets[e], count = table.offsets[e + 1] - first;
-    if (count == 0) return kNoRoute;
-    const Replica* replicas = table.replicas + first;
-    const u32 chosen = count == 1 ? 0 : choose_replica(replicas, count, pair_hash(p.rank, token, k, e));
-    return pack_route(replicas[chosen].rank, replicas[chosen].slot);
+    const u32 chosen = table.choose(p.rank, token, k, e);
+    return chosen == kNoReplica ? kNoRoute : pack_route(table.replicas[chosen].rank, table.replicas[chosen].slot);
   } else {
     const u32 per_rank = p.geometry.n_experts / p.fixed_ranks;
     return pack_route(e / per_rank, e % per_rank);
@@ -85,7 +69,7 @@ EEP_DEVICE u32 route_pair(const Params& p, const LayerTable& table, u32 token, u
 
 /// Routes of tokens [first, end) into `routes` [tokens, topk]; marks in each token's list the pair that carries the row to each rank.
 template <bool kElastic>
-EEP_DEVICE void route_tokens(const Thread& self, const Params& p, const LayerTable& table, const Batch& b, u32 first, u32 end,
+EEP_DEVICE void route_tokens(const Thread& self, const Params& p, const LayerView& table, const Batch& b, u32 first, u32 end,
                              u32* routes) {
   const u32 pairs = (end - first) * b.topk;
   for (u32 i = self.thread(); i < pairs; i += self.threads()) {

@@ -1,7 +1,8 @@
 // Waiting for a peer's tag, and what happens when it does not come: evidence, gossip, the fault ring, and the drain of what is left.
 #pragma once
 
-#include "state.hpp"
+#include "batch.hpp"
+#include "port.hpp"
 
 namespace eep::gpu {
 

@@ -36,7 +36,7 @@ struct RankMask {
   EEP_HD constexpr void add(u32 rank) { words[rank / 64] |= u64{1} << (rank % 64); }
   EEP_HD constexpr void remove(u32 rank) { words[rank / 64] &= ~(u64{1} << (rank % 64)); }
   EEP_HD constexpr bool any() const { return (words[0] | words[1]) != 0; }
-  EEP_HD constexpr bool operator==(const RankMask&) const = default;
+  constexpr bool operator==(const RankMask&) const = default;
 };
 static_assert(kMaskWords == 2);
 

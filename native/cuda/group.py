@@ -1,0 +1,479 @@
+"""One rank's end of the elastic dispatch on a CUDA device."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from native.cuda.module import OperationError, module
+from native.cuda.vocabulary import RECEIVE, SEND, CudaSyncResult, Layout, Row, Wire
+from native.cuda.watch import Watcher
+
+if TYPE_CHECKING:
+    from native import _cuda
+    from native.cuda.vocabulary import ControlLike, CudaTable, ShapeLike
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CudaDispatched:
+    """What a dispatch leaves for the experts; valid until the combine of the same round."""
+
+    group: CudaGroup
+    rows: Any
+    """Expert-major [slots, capacity, hidden] or pairs [capacity, hidden]; bfloat16 or float8_e4m3fn."""
+    scales: Any
+    """float32, fp8 only: [slots, capacity, hidden/128], column-major within a slot; pairs: [capacity, hidden/128]."""
+    counts: Any
+    """int32 [slots]: rows of each slot."""
+    slots: Any
+    """int32 [capacity], pairs only."""
+    weights: Any
+    """float32 [capacity], pairs only."""
+    origins: Any
+    """int32: (source · max_tokens + token) · max_topk + k of each row."""
+
+    @property
+    def pairs(self) -> int:
+        """Rows that arrived; waits for the stream."""
+        return int(self.counts.sum())
+
+    @property
+    def status(self) -> int:
+        """Status of the step so far; read it after the stream is done."""
+        return self.group.status
+
+    @property
+    def suspects(self) -> list[int]:
+        """Ranks suspected in this epoch."""
+        return self.group.suspects
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CudaCombined:
+    """How a combine ends, once the stream is done."""
+
+    group: CudaGroup
+    missing: Any
+    """uint8 [tokens]: contributions that are not in the sum."""
+
+    @property
+    def status(self) -> int:
+        """Status of the step so far."""
+        return self.group.status
+
+    @property
+    def suspects(self) -> list[int]:
+        """Ranks suspected in this epoch."""
+        return self.group.suspects
+
+
+class CudaGroup:
+    """One rank's end of the elastic dispatch on a CUDA device; the methods and their meaning are those of
+    ``native.Group``.
+
+    One step in flight: a dispatch before the combine of the round before it is a ``RuntimeError``.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        incarnation: int,
+        shape: ShapeLike,
+        control: ControlLike | None = None,
+        timeout_s: float = 1.0,
+        hard_timeout_s: float = 30.0,
+        fixed: bool = False,
+        fixed_ranks: int | None = None,
+        device: int = 0,
+        wire: Wire = Wire.BFLOAT16,
+        layout: Layout = Layout.EXPERT_MAJOR,
+        blocks: int = 16,
+        threads: int = 512,
+    ) -> None:
+        """``blocks``: multiprocessors that one operation spreads over; ranks that share a device must fit it together.
+
+        Raises:
+            CudaUnavailableError: no device, no driver, or no native module.
+            ValueError: a number of ``shape`` that the kernels cannot serve; the message names it.
+        """
+        self.rank, self.incarnation, self.shape = rank, incarnation, shape
+        self.device, self.wire, self.layout = device, wire, layout
+        self.hard_timeout_s = hard_timeout_s
+        self._native: _cuda.DeviceRank = module().DeviceRank(
+            device=device,
+            rank=rank,
+            incarnation=incarnation,
+            max_ranks=shape.max_ranks,
+            max_tokens=shape.max_tokens,
+            hidden=shape.hidden,
+            max_topk=shape.max_topk,
+            max_slots=shape.max_slots,
+            n_experts=shape.n_experts,
+            n_layers=shape.n_layers,
+            fp8=wire is Wire.FP8,
+            blocks=blocks,
+            threads=threads,
+            fixed=fixed,
+            fixed_ranks=fixed_ranks or shape.max_ranks,
+        )
+        self.set_timeouts(timeout_s=timeout_s, hard_timeout_s=hard_timeout_s)
+        self._linked: dict[int, int] = {}
+        self._doorbells: dict[int, int] = {}
+        self._doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._batch: tuple[Any, int] | None = None
+        self._watcher = Watcher(died=self._native.mark_dead, control=control, rank=self._native)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        import torch  # noqa: PLC0415  # only where there is a device
+
+        shape, native = self.shape, self._native
+        where = torch.device("cuda", self.device)
+        kind = torch.float8_e4m3fn if self.wire is Wire.FP8 else torch.bfloat16
+        groups = shape.hidden // 128
+        if self.layout is Layout.EXPERT_MAJOR:
+            lead: tuple[int, ...] = (shape.max_slots, native.slot_capacity)
+            scales = torch.empty((shape.max_slots, groups, native.slot_capacity), device=where).transpose(1, 2)
+        else:
+            lead = (shape.max_ranks * shape.max_tokens * min(shape.max_topk, shape.max_slots),)
+            scales = torch.empty((*lead, groups), device=where)
+        self._rows = torch.empty((*lead, shape.hidden), dtype=kind, device=where)
+        self._scales = scales if self.wire is Wire.FP8 else None
+        self._counts = torch.zeros(shape.max_slots + 1, dtype=torch.int32, device=where)
+        pairs = int(np.prod(lead))
+        self._origins = torch.empty(pairs, dtype=torch.int32, device=where)
+        self._pair_slots = torch.empty(pairs, dtype=torch.int32, device=where)
+        self._pair_weights = torch.empty(pairs, dtype=torch.float32, device=where)
+        self._missing = torch.zeros(shape.max_tokens, dtype=torch.uint8, device=where)
+
+    # --- links ---
+    def inbox_fd(self, source: int) -> int:
+        """A descriptor of the chunk that ``source`` writes into; the caller closes it or sends it on (SCM_RIGHTS)."""
+        return self._native.inbox_descriptor(source)
+
+    def renew_inbox(self, source: int) -> int:
+        """Fence ``source``: fresh memory under its chunk's address; the new descriptor.
+
+        No kernel of this rank may be running that has ``source`` active: call it between steps.
+
+        Raises:
+            ValueError: ``source`` is active in the running epoch and not suspected.
+        """
+        if source in self._active and source not in self.suspects and self._native.running_epoch == self._epoch:
+            raise ValueError(f"source = {source}: active in epoch {self._epoch} and not suspected; exclude it first")
+        self._synchronize()
+        return self._native.renew_inbox(source)
+
+    def doorbell_fd(self) -> int:
+        """A duplicate of this rank's eventfd."""
+        return os.dup(self._doorbell)
+
+    def connect(self, peer: int, *, incarnation: int, inbox_fd: int, doorbell_fd: int = -1, pid: int = 0) -> None:
+        """Map the chunk that ``peer`` gave us and watch its process (``pid`` 0: a virtual rank of this process)."""
+        self._native.connect(peer, inbox_fd)
+        self._native.clear_dead(peer)
+        self._drop_doorbell(peer)
+        self._linked[peer] = incarnation
+        if doorbell_fd >= 0:
+            self._doorbells[peer] = doorbell_fd
+        if pid:
+            self._watcher.watch(peer, pid)
+
+    def disconnect(self, peer: int) -> None:
+        """Unmap the peer's chunk; it must not be active in a running step."""
+        self._watcher.forget(peer)
+        self._drop_doorbell(peer)
+        self._linked.pop(peer, None)
+        self._synchronize()
+        self._native.disconnect(peer)
+
+    def _drop_doorbell(self, peer: int) -> None:
+        if (fd := self._doorbells.pop(peer, None)) is not None:
+            os.close(fd)
+
+    def linked(self) -> dict[int, int]:
+        """Rank → incarnation of every connected peer."""
+        return dict(self._linked)
+
+    def link_address(self, peer: int) -> int:
+        """Where the peer's chunk is mapped here: unchanged by whatever happens to other links."""
+        return self._native.peer_address(peer)
+
+    def mark_dead(self, peer: int) -> None:
+        """Proof from elsewhere that the peer's process is gone; a waiting kernel leaves within some microseconds."""
+        self._native.mark_dead(peer)
+
+    # --- tables ---
+    _active: frozenset[int] = frozenset()
+    _epoch: int = 0
+    _staged: CudaTable | None = None
+
+    def stage(self, table: CudaTable) -> None:
+        """Copy into the idle one of the two device tables."""
+        self._native.stage(
+            epoch=table.epoch,
+            active=list(table.active),
+            incarnations=list(table.incarnations),
+            offsets=table.offsets,
+            ranks=table.ranks,
+            slots=table.slots,
+            weights=table.weights,
+        )
+        self._staged = table
+
+    @property
+    def staged_epoch(self) -> int:
+        """Epoch of the table in the idle buffer."""
+        return self._native.staged_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the last sync."""
+        return self._native.running_epoch
+
+    @property
+    def round(self) -> int:
+        """Rounds since the epoch's start; waits for the device."""
+        return self.counters()["round"]
+
+    def activate(self, epoch: int, *, at_step: int = 0) -> None:
+        """The staged table takes over at the next sync, or at this rank's sync number ``at_step``. One store.
+
+        No driver call.
+        """
+        self._native.activate(epoch, at_step=at_step)
+        if self._staged is not None:
+            self._active, self._epoch = frozenset(self._staged.active), epoch
+
+    # --- words that running graphs read ---
+    def set_timeouts(self, *, timeout_s: float, hard_timeout_s: float, min_polls: int = 1000) -> None:
+        """Change the deadlines, also under a captured graph."""
+        self.hard_timeout_s = hard_timeout_s
+        self._native.set_limits(silence_ns=int(timeout_s * 1e9), hard_ns=int(hard_timeout_s * 1e9), min_polls=min_polls)
+
+    def call_off(self, epoch: int) -> None:
+        """Steps under epochs below ``epoch`` drain."""
+        self._native.call_off(epoch)
+
+    def fence(self) -> None:
+        """Write to nobody any more."""
+        self._native.fence()
+
+    @property
+    def status(self) -> int:
+        """``native.Status`` of the latest step, as far as it has run."""
+        return self._native.status
+
+    @property
+    def suspects(self) -> list[int]:
+        """Ranks suspected in the running epoch."""
+        return self._native.suspects
+
+    def faults(self, *, after: int = 0) -> list[_cuda.Fault]:
+        """Fault entries with serials above ``after``; needs no driver call.
+
+        So it sees them while a kernel still spins.
+        """
+        return self._native.faults(after=after)
+
+    # --- steps ---
+    def sync_arrived(self) -> bool:
+        """Whether a peer has rung; clears the doorbell."""
+        with suppress(BlockingIOError):
+            return os.eventfd_read(self._doorbell) > 0
+        return False
+
+    def ring(self) -> None:
+        """Wake every active peer that sleeps."""
+        for fd in self._doorbells.values():
+            os.eventfd_write(fd, 1)
+
+    def set_row(
+        self, *, tokens: int, flags: int = 0, prepared_epoch: int = 0, committed_epoch: int = 0, user: int = 0
+    ) -> None:
+        """This rank's row of the next sync; a captured sync reads it at each replay."""
+        self._native.set_row(tokens=tokens, flags=flags, prepared=prepared_epoch, committed=committed_epoch, user=user)
+
+    def enqueue_sync(self, *, stream: Any = None, flip: bool = False) -> None:
+        """Launch a step sync, or capture one.
+
+        ``flip``: when all rows have prepared the next epoch and one knows its commit, the kernel itself crosses into
+        it and
+        syncs again; read at each run, so the latest call's choice counts for a captured sync too.
+        """
+        self._native.set_flip(flip)
+        self._native.launch_sync(self._stream(stream))
+
+    def sync(self, row: Any, *, stream: Any = None) -> CudaSyncResult:
+        """Exchange rows with every active rank and wait for the outcome. ``row`` has the fields of ``native.SyncRow``.
+
+        Raises:
+            OperationError: the kernel has not ended a second after its hard deadline.
+        """
+        self.set_row(
+            tokens=row.tokens,
+            flags=row.flags,
+            prepared_epoch=row.prepared_epoch,
+            committed_epoch=row.committed_epoch,
+            user=row.user,
+        )
+        before = self._native.syncs_done
+        self.enqueue_sync(stream=stream)
+        return self.wait_sync(after=before)
+
+    @property
+    def syncs_done(self) -> int:
+        """Syncs that have ended, over all epochs."""
+        return self._native.syncs_done
+
+    def wait_sync(self, *, after: int) -> CudaSyncResult:
+        """Wait until more than ``after`` syncs have ended."""
+        done, status, present, suspects = self._native.wait_sync(after=after, timeout_s=self.hard_timeout_s + 1.0)
+        if not done:
+            raise OperationError(
+                f"step sync of rank {self.rank}: no end {self.hard_timeout_s + 1.0:.1f} s after it began; "
+                "the device is stuck, restart the rank"
+            )
+        rows = [
+            Row(rank=rank, tokens=tokens, flags=flags, prepared_epoch=prepared, committed_epoch=committed, user=user)
+            for rank in present
+            for tokens, flags, prepared, committed, user in [self._native.row(rank)]
+        ]
+        return CudaSyncResult(status=status, rows=rows, suspects=suspects)
+
+    def dispatch(
+        self, layer: int, x: Any, topk_ids: Any, topk_weights: Any, *, stream: Any = None, phases: int = SEND | RECEIVE
+    ) -> CudaDispatched:
+        """Send rows to their experts' ranks and lay out what arrives; does not wait.
+
+        ``x`` bfloat16 [tokens, hidden], ``topk_ids`` int32 or int64 [tokens, k] (−1: none), ``topk_weights`` float32
+        [tokens, k]: contiguous, on the group's device, anything with DLPack; unchanged until the round's combine is
+        done.
+
+        Raises:
+            ValueError: a tensor of another type, shape or place.
+            RuntimeError: the round before has no combine yet.
+        """
+        import torch  # noqa: PLC0415  # only where there is a device
+
+        x, ids, weights = (_tensor(value) for value in (x, topk_ids, topk_weights))
+        tokens, topk = ids.shape
+        self._expect("x", x, torch.bfloat16, (tokens, self.shape.hidden))
+        self._expect("topk_weights", weights, torch.float32, (tokens, topk))
+        self._expect("topk_ids", ids, torch.int64 if ids.dtype is torch.int64 else torch.int32, (tokens, topk))
+        self._native.launch_dispatch(
+            stream=self._stream(stream),
+            phases=phases,
+            x=x.data_ptr(),
+            ids=ids.data_ptr(),
+            ids_are_64=ids.dtype is torch.int64,
+            weights=weights.data_ptr(),
+            tokens=tokens,
+            topk=topk,
+            layer=layer,
+            rows=self._rows.data_ptr(),
+            scales=0 if self._scales is None else self._scales.data_ptr(),
+            counts=self._counts.data_ptr(),
+            pair_slots=self._pair_slots.data_ptr(),
+            pair_weights=self._pair_weights.data_ptr(),
+            origins=self._origins.data_ptr(),
+            pair_list=self.layout is Layout.PAIRS,
+        )
+        self._batch = (ids, layer)
+        return CudaDispatched(
+            group=self,
+            rows=self._rows,
+            scales=self._scales,
+            counts=self._counts[: self.shape.max_slots],
+            slots=self._pair_slots,
+            weights=self._pair_weights,
+            origins=self._origins,
+        )
+
+    def combine(
+        self, y: Any, out: Any, *, weighted: bool, stream: Any = None, phases: int = SEND | RECEIVE
+    ) -> CudaCombined:
+        """Sum what the experts made of each token into ``out``, in fixed rank order; ends the round and does not wait.
+
+        ``y`` bfloat16, rows where ``dispatch`` put them; ``out`` bfloat16 [tokens, hidden]. ``weighted``: ``y`` is
+        already
+        multiplied by the router's weights.
+
+        Raises:
+            ValueError: a tensor of another type, shape or place.
+            RuntimeError: there is no dispatch before it.
+        """
+        import torch  # noqa: PLC0415  # only where there is a device
+
+        if self._batch is None:
+            raise RuntimeError("combine: there is no dispatch before it")
+        y, out = _tensor(y), _tensor(out)
+        ids, layer = self._batch
+        tokens, topk = ids.shape
+        self._expect("y", y, torch.bfloat16, tuple(self._rows.shape))
+        self._expect("out", out, torch.bfloat16, (tokens, self.shape.hidden))
+        self._native.launch_combine(
+            stream=self._stream(stream),
+            phases=phases,
+            y=y.data_ptr(),
+            out=out.data_ptr(),
+            missing=self._missing.data_ptr(),
+            ids=ids.data_ptr(),
+            ids_are_64=ids.dtype is torch.int64,
+            weighted=weighted,
+            tokens=tokens,
+            topk=topk,
+            layer=layer,
+            counts=self._counts.data_ptr(),
+        )
+        return CudaCombined(group=self, missing=self._missing[:tokens])
+
+    def close(self) -> None:
+        """Wait for the device, stop watching and let go of every link."""
+        self._synchronize()
+        self._watcher.stop()
+        for peer in list(self._doorbells):
+            self._drop_doorbell(peer)
+        os.close(self._doorbell)
+        del self._native
+
+    # --- introspection ---
+    def counters(self) -> dict[str, int]:
+        """What the device counted: epoch, round, syncs, rounds that ended well or not, fault entries."""
+        return self._native.counters()
+
+    @property
+    def native(self) -> _cuda.DeviceRank:
+        """The native half, for measurements that need a launch or a number of its own."""
+        return self._native
+
+    def _stream(self, stream: Any) -> int:
+        import torch  # noqa: PLC0415  # only where there is a device
+
+        if isinstance(stream, int):
+            return stream
+        return int((stream or torch.cuda.current_stream(self.device)).cuda_stream)
+
+    def _synchronize(self) -> None:
+        import torch  # noqa: PLC0415  # only where there is a device
+
+        torch.cuda.synchronize(self.device)
+
+    def _expect(self, name: str, tensor: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+        right = tensor.dtype is dtype and tuple(tensor.shape) == shape
+        if not (right and tensor.is_contiguous() and tensor.is_cuda):
+            raise ValueError(
+                f"{name}: {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; "
+                f"needs contiguous {dtype} {shape} on cuda:{self.device}"
+            )
+
+
+def _tensor(value: Any) -> Any:
+    import torch  # noqa: PLC0415  # only where there is a device
+
+    return value if isinstance(value, torch.Tensor) else torch.from_dlpack(value)

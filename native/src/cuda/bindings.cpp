@@ -1,0 +1,200 @@
+// The binding file only delegates.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "rank.hpp"
+
+namespace py = pybind11;
+
+namespace eep::gpu {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+T* at(u64 address) {
+  return reinterpret_cast<T*>(address);
+}
+cudaStream_t stream_of(u64 handle) { return reinterpret_cast<cudaStream_t>(handle); }
+
+Batch batch_of(u64 ids, bool ids_are_64, u32 tokens, u32 topk, u32 layer) { return Batch{tokens, topk, layer, ids_are_64 ? 1U : 0U, at<const void>(ids)}; }
+
+std::unique_ptr<DeviceRank> make_rank(int device, u32 rank, u64 incarnation, u32 max_ranks, u32 max_tokens, u32 hidden, u32 max_topk, u32 max_slots,
+                                      u32 n_experts, u32 n_layers, bool fp8, u32 blocks, u32 threads, bool fixed, u32 fixed_ranks) {
+  RankOptions options;
+  options.device = device;
+  options.rank = rank;
+  options.incarnation = incarnation;
+  options.geometry = Geometry{max_ranks, max_tokens, hidden, max_topk, max_slots, n_experts, n_layers, fp8 ? Wire::kFp8 : Wire::kBf16};
+  options.grid = Grid{blocks, threads};
+  options.fixed = fixed;
+  options.fixed_ranks = fixed_ranks;
+  return std::make_unique<DeviceRank>(options);
+}
+
+void stage(DeviceRank& self, u32 epoch, const std::vector<u32>& active, const std::vector<u64>& incarnations, const Array<i32>& offsets,
+           const Array<u16>& ranks, const Array<u16>& slots, const Array<u16>& weights) {
+  const Geometry& g = self.options().geometry;
+  if (incarnations.size() != g.max_ranks) throw py::value_error("incarnations: one for each of max_ranks");
+  if (offsets.ndim() != 2 || offsets.shape(0) != g.n_layers || offsets.shape(1) != g.n_experts + 1) {
+    throw py::value_error("offsets: must be int32 [n_layers, n_experts + 1]");
+  }
+  if (ranks.size() != slots.size() || ranks.size() != weights.size()) throw py::value_error("ranks, slots, weights: lengths differ");
+  TableArrays table;
+  table.epoch = epoch;
+  table.active = active;
+  table.incarnations = incarnations;
+  table.offsets = offsets.data();
+  table.ranks = ranks.data();
+  table.slots = slots.data();
+  table.weights = weights.data();
+  table.replicas = static_cast<size_t>(ranks.size());
+  self.stage(table);
+}
+
+py::tuple wait_sync(const DeviceRank& self, u64 after, double timeout_s) {
+  SyncOutcome outcome;
+  {
+    const py::gil_scoped_release release;
+    outcome = self.wait_sync(after, timeout_s);
+  }
+  return py::make_tuple(outcome.finished, outcome.status, outcome.present, outcome.suspects);
+}
+
+py::dict geometry_numbers(u32 max_ranks, u32 max_tokens, u32 hidden, u32 max_topk, u32 max_slots, u32 n_experts, u32 n_layers, bool fp8) {
+  const Geometry g{max_ranks, max_tokens, hidden, max_topk, max_slots, n_experts, n_layers, fp8 ? Wire::kFp8 : Wire::kBf16};
+  py::dict out;
+  out["chunk_bytes"] = g.chunk_bytes();
+  out["dispatch_row_bytes"] = g.dispatch_row_bytes();
+  out["combine_row_bytes"] = g.combine_row_bytes();
+  out["slots_stride"] = g.slots_stride();
+  out["slots_at"] = py::make_tuple(g.slots_at(0, 0), g.slots_at(1, max_tokens - 1));
+  out["weights_at"] = py::make_tuple(g.weights_at(0, 0), g.weights_at(1, max_tokens - 1));
+  out["row_at"] = py::make_tuple(g.row_at(0, 0), g.row_at(1, max_tokens - 1));
+  out["partial_at"] = py::make_tuple(g.partial_at(0, 0), g.partial_at(1, max_tokens - 1));
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, module) {
+  module.doc() = "Elastic dispatch and combine on a CUDA device.";
+  py::register_exception<CudaError>(module, "CudaError", PyExc_RuntimeError);
+
+  module.def("device_count", [] {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  });
+  module.def("geometry", &geometry_numbers, py::kw_only(), py::arg("max_ranks"), py::arg("max_tokens"), py::arg("hidden"), py::arg("max_topk"),
+             py::arg("max_slots"), py::arg("n_experts"), py::arg("n_layers"), py::arg("fp8"));
+  module.def("tag", [](u32 epoch, u32 number) { return tag_of(epoch, number); });
+  module.def("pair_hash", &pair_hash);
+  module.def("choose_replica", [](const std::vector<u32>& cumulative, u32 source, u32 token, u32 k, u32 expert) {
+    std::vector<Replica> replicas;
+    for (const u32 value : cumulative) replicas.push_back(Replica{0, 0, value});
+    std::vector<u32> offsets(expert + 2, 0);
+    offsets[expert + 1] = static_cast<u32>(replicas.size());
+    return LayerView{offsets.data(), replicas.data()}.choose(source, token, k, expert);
+  });
+
+  py::class_<Partition>(module, "Partition")
+      .def(py::init<int, u32>(), py::kw_only(), py::arg("device"), py::arg("parts"))
+      .def_property_readonly("multiprocessors", &Partition::multiprocessors)
+      .def_property_readonly("streams", [](const Partition& self) {
+        std::vector<u64> out;
+        for (const CUstream stream : self.streams()) out.push_back(reinterpret_cast<u64>(stream));
+        return out;
+      });
+
+  py::class_<Fault>(module, "Fault")
+      .def_readonly("serial", &Fault::serial)
+      .def_readonly("epoch", &Fault::epoch)
+      .def_readonly("round", &Fault::round)
+      .def_readonly("layer", &Fault::layer)
+      .def_readonly("suspect", &Fault::suspect)
+      .def_readonly("evidence", &Fault::evidence)
+      .def_readonly("device_ns", &Fault::device_ns);
+
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<DeviceRank>(module, "DeviceRank")
+      .def(py::init(&make_rank), py::kw_only(), py::arg("device"), py::arg("rank"), py::arg("incarnation"), py::arg("max_ranks"),
+           py::arg("max_tokens"), py::arg("hidden"), py::arg("max_topk"), py::arg("max_slots"), py::arg("n_experts"), py::arg("n_layers"),
+           py::arg("fp8"), py::arg("blocks"), py::arg("threads"), py::arg("fixed"), py::arg("fixed_ranks"))
+      .def("inbox_descriptor", &DeviceRank::inbox_descriptor, Release())
+      .def("renew_inbox", &DeviceRank::renew_inbox, Release())
+      .def("connect", &DeviceRank::connect, Release())
+      .def("disconnect", &DeviceRank::disconnect, Release())
+      .def("chunk_address", &DeviceRank::chunk_address)
+      .def("peer_address", &DeviceRank::peer_address)
+      .def_property_readonly("chunk_bytes", &DeviceRank::chunk_bytes)
+      .def_property_readonly("slot_capacity", &DeviceRank::slot_capacity)
+      .def("stage", &stage, py::kw_only(), py::arg("epoch"), py::arg("active"), py::arg("incarnations"), py::arg("offsets"), py::arg("ranks"),
+           py::arg("slots"), py::arg("weights"))
+      .def_property_readonly("staged_epoch", &DeviceRank::staged_epoch)
+      .def("activate", &DeviceRank::activate, py::arg("epoch"), py::kw_only(), py::arg("at_step"))
+      .def_property_readonly("running_epoch", &DeviceRank::running_epoch)
+      .def("set_limits", &DeviceRank::set_limits, Release(), py::kw_only(), py::arg("silence_ns"), py::arg("hard_ns"), py::arg("min_polls"))
+      .def(
+          "set_row",
+          [](DeviceRank& self, u64 tokens, u64 flags, u64 prepared, u64 committed, u64 user) {
+            self.set_row(SyncRow{tokens, flags, prepared, committed, user});
+          },
+          py::kw_only(), py::arg("tokens"), py::arg("flags"), py::arg("prepared"), py::arg("committed"), py::arg("user"))
+      .def("set_flip", &DeviceRank::set_flip)
+      .def("call_off", &DeviceRank::call_off)
+      .def("fence", &DeviceRank::fence)
+      .def("mark_dead", &DeviceRank::mark_dead)
+      .def("clear_dead", &DeviceRank::clear_dead)
+      .def("faults", &DeviceRank::faults, py::kw_only(), py::arg("after"))
+      .def_property_readonly("status", &DeviceRank::status)
+      .def_property_readonly("suspects", &DeviceRank::suspects)
+      .def_property_readonly("syncs_done", &DeviceRank::syncs_done)
+      .def("wait_sync", &wait_sync, py::kw_only(), py::arg("after"), py::arg("timeout_s"))
+      .def("row",
+           [](const DeviceRank& self, u32 rank) {
+             const SyncRow row = self.row_of(rank);
+             return py::make_tuple(row.tokens, row.flags, row.prepared, row.committed, row.user);
+           })
+      .def_property_readonly("probe_ns", &DeviceRank::probe_ns)
+      .def("counters",
+           [](const DeviceRank& self) {
+             const Context c = self.context();
+             py::dict out;
+             out["epoch"] = c.epoch;
+             out["round"] = c.round;
+             out["syncs"] = c.forwards;
+             out["rounds_ok"] = c.rounds_ok;
+             out["rounds_lost"] = c.rounds_lost;
+             out["faults"] = c.fault_count;
+             return out;
+           })
+      .def("set_grid", [](DeviceRank& self, u32 blocks, u32 threads) { self.set_grid(Grid{blocks, threads}); })
+      .def("launch_sync", [](DeviceRank& self, u64 stream) { self.launch_sync(stream_of(stream)); })
+      .def("launch_probe", [](DeviceRank& self, u64 stream) { self.launch_probe(stream_of(stream)); })
+      .def(
+          "launch_dispatch",
+          [](DeviceRank& self, u64 stream, u32 phases, u64 x, u64 ids, bool ids_are_64, u64 weights, u32 tokens, u32 topk, u32 layer, u64 rows,
+             u64 scales, u64 counts, u64 pair_slots, u64 pair_weights, u64 origins, bool pair_list) {
+            Dispatch d{batch_of(ids, ids_are_64, tokens, topk, layer), at<const u8>(x), at<const float>(weights), {}};
+            d.out = Outputs{at<u8>(rows), at<float>(scales), at<u32>(counts), at<i32>(pair_slots), at<float>(pair_weights), at<i32>(origins),
+                            pair_list ? 1U : 0U};
+            self.launch_dispatch(d, phases, stream_of(stream));
+          },
+          py::kw_only(), py::arg("stream"), py::arg("phases"), py::arg("x"), py::arg("ids"), py::arg("ids_are_64"), py::arg("weights"),
+          py::arg("tokens"), py::arg("topk"), py::arg("layer"), py::arg("rows"), py::arg("scales"), py::arg("counts"), py::arg("pair_slots"),
+          py::arg("pair_weights"), py::arg("origins"), py::arg("pair_list"))
+      .def(
+          "launch_combine",
+          [](DeviceRank& self, u64 stream, u32 phases, u64 y, u64 out, u64 missing, u64 ids, bool ids_are_64, bool weighted, u32 tokens, u32 topk,
+             u32 layer, u64 counts) {
+            const Combine c{batch_of(ids, ids_are_64, tokens, topk, layer), at<const u8>(y), at<u8>(out), at<u8>(missing), weighted ? 1U : 0U,
+                            at<u32>(counts)};
+            self.launch_combine(c, phases, stream_of(stream));
+          },
+          py::kw_only(), py::arg("stream"), py::arg("phases"), py::arg("y"), py::arg("out"), py::arg("missing"), py::arg("ids"),
+          py::arg("ids_are_64"), py::arg("weighted"), py::arg("tokens"), py::arg("topk"), py::arg("layer"), py::arg("counts"));
+}
+
+}  // namespace eep::gpu

@@ -1,0 +1,258 @@
+#include "rank.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+namespace eep::gpu {
+namespace {
+
+const RankOptions& checked(const RankOptions& o) {
+  const Geometry& g = o.geometry;
+  const auto refuse = [](const std::string& text) { throw std::invalid_argument(text); };
+  if (g.max_ranks == 0 || g.max_ranks > kMaxRanks) refuse("max_ranks = " + std::to_string(g.max_ranks) + ": must be 1 … 128");
+  if (o.rank >= g.max_ranks) refuse("rank = " + std::to_string(o.rank) + ": must be below max_ranks = " + std::to_string(g.max_ranks));
+  if (g.max_topk == 0 || g.max_topk > kMaxTopk) refuse("max_topk = " + std::to_string(g.max_topk) + ": must be 1 … " + std::to_string(kMaxTopk));
+  const u32 unit = g.wire == Wire::kFp8 ? kGroupWidth : 8;
+  if (g.hidden == 0 || g.hidden % unit != 0) {
+    refuse("hidden = " + std::to_string(g.hidden) + ": must be a multiple of " + std::to_string(unit) + " for this wire format");
+  }
+  if (g.max_slots == 0 || g.max_slots >= kNoSlot / 2) refuse("max_slots = " + std::to_string(g.max_slots) + ": must be 1 … 32766");
+  if (o.grid.threads % 32 != 0 || o.grid.threads == 0 || o.grid.threads > 512) {
+    refuse("threads = " + std::to_string(o.grid.threads) + ": must be a multiple of 32 up to 512");
+  }
+  if (o.fixed && (o.fixed_ranks == 0 || g.n_experts % o.fixed_ranks != 0)) {
+    refuse("fixed: n_experts = " + std::to_string(g.n_experts) + " must divide among " + std::to_string(o.fixed_ranks) + " ranks");
+  }
+  return o;
+}
+
+// Words of the shared page are accessed by both sides at once: always through atomics.
+u64 read(const u64& word) { return std::atomic_ref<u64>(const_cast<u64&>(word)).load(std::memory_order_acquire); }
+void write(u64& word, u64 value) { std::atomic_ref<u64>(word).store(value, std::memory_order_release); }
+
+std::vector<u32> ranks_of(const u64* mask) {
+  std::vector<u32> out;
+  const u64 words[kMaskWords] = {read(mask[0]), read(mask[1])};
+  for (u32 rank = 0; rank < kMaxRanks; ++rank) {
+    if (in_mask(words, rank)) out.push_back(rank);
+  }
+  return out;
+}
+
+}  // namespace
+
+DeviceRank::DeviceRank(const RankOptions& options)
+    : options_(checked(options)),
+      inbox_((check(cudaSetDevice(options.device), "choose the device"), check(cudaFree(nullptr), "start the device"), options.device),
+             options.geometry.max_ranks, options.geometry.chunk_bytes()),
+      replica_stride_(options.geometry.max_ranks * options.geometry.max_slots),
+      context_(1),
+      limits_(1),
+      tables_(2),
+      offsets_(2ULL * options.geometry.n_layers * (options.geometry.n_experts + 1)),
+      routes_(static_cast<size_t>(options.geometry.max_tokens) * options.geometry.max_topk),
+      replicas_(2ULL * options.geometry.n_layers * replica_stride_),
+      peers_(options.geometry.max_ranks),
+      pair_rows_(static_cast<size_t>(options.geometry.max_rows()) * options.geometry.max_topk) {
+  int lowest = 0, highest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "ask for stream priorities");
+  check(cudaStreamCreateWithPriority(&control_, cudaStreamNonBlocking, highest), "create the control stream");
+  int shared = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, options_.device), "ask for shared memory");
+  check(prepare_kernels(static_cast<u32>(shared)), "load the kernels (were they built for this device's compute capability?)");
+  const Geometry& g = options_.geometry;
+  const u64 needed = shared_bytes_needed(g, replica_stride_);
+  if (needed > static_cast<u64>(shared)) {
+    throw std::invalid_argument("max_tokens × max_topk, or max_ranks × max_slots: a block would need " + std::to_string(needed) +
+                                " bytes of shared memory, the device has " + std::to_string(shared) + "; lower one of them");
+  }
+  for (u64& step : page_->activate_step) step = kNeverStep;
+  params_.geometry = g;
+  params_.rank = options_.rank;
+  params_.fixed_ranks = options_.fixed_ranks;
+  params_.incarnation = options_.incarnation;
+  params_.chunk_stride = inbox_.stride();
+  params_.replica_stride = replica_stride_;
+  params_.slot_capacity = static_cast<u32>(round_up(g.max_rows(), 4));  // 16-byte columns of fp8 scales
+  params_.context = context_.data();
+  params_.page = page_.device();
+  params_.limits = limits_.data();
+  params_.tables = tables_.data();
+  params_.offsets = offsets_.data();
+  params_.replicas = replicas_.data();
+  params_.peers = peers_.data();
+  params_.inbox = inbox_.base();
+  params_.routes = routes_.data();
+  params_.pair_rows = pair_rows_.data();
+  set_limits(1'000'000'000ULL, 30'000'000'000ULL, 1000);
+}
+
+DeviceRank::~DeviceRank() {
+  cudaStreamSynchronize(control_);
+  cudaStreamDestroy(control_);
+}
+
+int DeviceRank::renew_inbox(u32 source) {
+  if (source >= options_.geometry.max_ranks) throw std::invalid_argument("source = " + std::to_string(source) + ": no such rank");
+  inbox_.renew(source, control_);
+  return inbox_.descriptor(source);
+}
+
+void DeviceRank::patch_peer(u32 peer, u8* address) {
+  check(cudaMemcpyAsync(peers_.data() + peer, &address, sizeof address, cudaMemcpyHostToDevice, control_), "patch the peer table");
+  check(cudaStreamSynchronize(control_), "patch the peer table");
+}
+
+void DeviceRank::connect(u32 peer, int descriptor) {
+  if (peer >= options_.geometry.max_ranks) throw std::invalid_argument("peer = " + std::to_string(peer) + ": no such rank");
+  auto chunk = std::make_unique<ImportedChunk>(options_.device, descriptor, inbox_.stride());
+  patch_peer(peer, chunk->base());
+  links_[peer] = std::move(chunk);  // the former one, if any, is unmapped only now that nothing points at it
+}
+
+void DeviceRank::disconnect(u32 peer) {
+  patch_peer(peer, nullptr);
+  links_.erase(peer);
+}
+
+u32 DeviceRank::idle_table() const { return read(page_->running_epoch) == 0 ? 0 : 1 - static_cast<u32>(read(page_->running_table)); }
+
+void DeviceRank::stage(const TableArrays& table) {
+  const Geometry& g = options_.geometry;
+  const u32 index = idle_table();
+  write(page_->activate_step[index], kNeverStep);
+  TableHeader header{};
+  header.epoch = table.epoch;
+  for (const u32 rank : table.active) {
+    header.active[rank / 64] |= bit_of(rank);
+    if (rank == options_.rank) header.member = 1;
+  }
+  std::copy(table.incarnations.begin(), table.incarnations.end(), header.incarnations);
+  std::vector<u32> offsets(static_cast<size_t>(g.n_layers) * (g.n_experts + 1));
+  std::vector<Replica> replicas(static_cast<size_t>(g.n_layers) * replica_stride_);
+  for (u32 layer = 0; layer < g.n_layers; ++layer) {
+    u32* to = offsets.data() + static_cast<size_t>(layer) * (g.n_experts + 1);
+    Replica* out = replicas.data() + static_cast<size_t>(layer) * replica_stride_;
+    u32 n = 0;
+    for (u32 expert = 0; expert < g.n_experts; ++expert) {
+      const i32* from = table.offsets + static_cast<size_t>(layer) * (g.n_experts + 1) + expert;
+      to[expert] = n;
+      u32 cumulative = 0;
+      for (i32 i = from[0]; i < from[1]; ++i) {
+        if (i < 0 || static_cast<size_t>(i) >= table.replicas) throw std::invalid_argument("offsets: out of the replica lists");
+        if (!in_mask(header.active, table.ranks[i])) continue;
+        if (n == replica_stride_) throw std::invalid_argument("offsets: more replicas in a layer than max_ranks × max_slots");
+        cumulative += table.weights[i];
+        out[n++] = Replica{table.ranks[i], table.slots[i], cumulative};
+      }
+    }
+    to[g.n_experts] = n;
+  }
+  const auto copy = [&](void* to, const void* from, size_t bytes) {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, control_), "stage a table");
+  };
+  copy(tables_.data() + index, &header, sizeof header);
+  copy(offsets_.data() + offsets.size() * index, offsets.data(), offsets.size() * sizeof(u32));
+  copy(replicas_.data() + replicas.size() * index, replicas.data(), replicas.size() * sizeof(Replica));
+  check(cudaStreamSynchronize(control_), "stage a table");
+  staged_[index] = table.epoch;
+}
+
+u32 DeviceRank::staged_epoch() const { return staged_[idle_table()]; }
+
+void DeviceRank::activate(u32 epoch, u64 at_step) {
+  const u32 index = idle_table();
+  if (staged_[index] != epoch) {
+    throw std::invalid_argument("epoch = " + std::to_string(epoch) + " is not staged (staged: " + std::to_string(staged_[index]) + ")");
+  }
+  write(page_->activate_step[index], at_step);
+}
+
+u64 DeviceRank::running_epoch() const { return read(page_->running_epoch); }
+
+void DeviceRank::set_limits(u64 silence_ns, u64 hard_ns, u64 min_polls) {
+  const Limits limits{silence_ns, hard_ns, min_polls};
+  check(cudaMemcpyAsync(limits_.data(), &limits, sizeof limits, cudaMemcpyHostToDevice, control_), "change the deadlines");
+  check(cudaStreamSynchronize(control_), "change the deadlines");
+}
+
+void DeviceRank::set_row(const SyncRow& row) {
+  write(page_->mine.tokens, row.tokens);
+  write(page_->mine.flags, row.flags);
+  write(page_->mine.prepared, row.prepared);
+  write(page_->mine.committed, row.committed);
+  write(page_->mine.user, row.user);
+}
+void DeviceRank::set_flip(bool flip) { write(page_->flip_when_prepared, flip ? 1 : 0); }
+void DeviceRank::call_off(u64 epoch) { write(page_->abort_epoch, std::max(epoch, read(page_->abort_epoch))); }
+void DeviceRank::fence() { write(page_->fenced, 1); }
+void DeviceRank::mark_dead(u32 rank) { write(page_->dead[rank / 64], read(page_->dead[rank / 64]) | bit_of(rank)); }
+void DeviceRank::clear_dead(u32 rank) { write(page_->dead[rank / 64], read(page_->dead[rank / 64]) & ~bit_of(rank)); }
+
+std::vector<Fault> DeviceRank::faults(u64 after) const {
+  std::vector<Fault> out;
+  for (const FaultEntry& entry : page_->faults) {
+    const u64 serial = read(entry.serial);
+    if (serial <= after) continue;
+    out.push_back(Fault{serial, entry.epoch, entry.round, entry.device_ns, entry.layer, entry.suspect, entry.evidence});
+  }
+  std::sort(out.begin(), out.end(), [](const Fault& a, const Fault& b) { return a.serial < b.serial; });
+  return out;
+}
+
+u32 DeviceRank::status() const { return static_cast<u32>(read(page_->op_status)); }
+std::vector<u32> DeviceRank::suspects() const { return ranks_of(page_->suspects); }
+u64 DeviceRank::syncs_done() const { return read(page_->sync_serial); }
+
+SyncOutcome DeviceRank::wait_sync(u64 after, double timeout_s) const {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(timeout_s);
+  for (u32 looks = 0; read(page_->sync_serial) <= after; ++looks) {
+    if (std::chrono::steady_clock::now() > end) return SyncOutcome{false, 0, {}, {}};
+    if (looks > 1000) std::this_thread::sleep_for(std::chrono::microseconds(20));  // a short wait is a few µs of looking
+  }
+  return SyncOutcome{true, static_cast<u32>(read(page_->sync_status)), ranks_of(page_->rows_present), suspects()};
+}
+
+SyncRow DeviceRank::row_of(u32 rank) const { return page_->rows[rank]; }
+u64 DeviceRank::probe_ns() const { return read(page_->probe); }
+
+void DeviceRank::check_batch(const Batch& b) const {
+  const Geometry& g = options_.geometry;
+  if (b.tokens > g.max_tokens) throw std::invalid_argument("x: " + std::to_string(b.tokens) + " rows, max_tokens is " + std::to_string(g.max_tokens));
+  if (b.topk == 0 || b.topk > g.max_topk) throw std::invalid_argument("topk_ids: k = " + std::to_string(b.topk) + ", max_topk is " + std::to_string(g.max_topk));
+  if (b.layer >= g.n_layers) throw std::invalid_argument("layer = " + std::to_string(b.layer) + ", the instance has " + std::to_string(g.n_layers));
+}
+
+void DeviceRank::launch_sync(cudaStream_t stream) { check(gpu::launch_sync(params_, stream), "launch the step sync"); }
+
+void DeviceRank::launch_dispatch(const Dispatch& d, u32 phases, cudaStream_t stream) {
+  check_batch(d.batch);
+  if ((phases & kSendPhase) != 0) {
+    if (!between_) throw std::runtime_error("dispatch: the round before has no combine yet; one round is in flight at a time");
+    between_ = false;
+  }
+  check(gpu::launch_dispatch(params_, d, phases, options_.fixed ? Build::kFixed : Build::kElastic, options_.grid, stream), "launch a dispatch");
+}
+
+void DeviceRank::launch_combine(const Combine& c, u32 phases, cudaStream_t stream) {
+  check_batch(c.batch);
+  if (between_) throw std::runtime_error("combine: there is no dispatch before it");
+  if ((phases & kReceivePhase) != 0) between_ = true;
+  check(gpu::launch_combine(params_, c, phases, options_.fixed ? Build::kFixed : Build::kElastic, options_.grid, stream), "launch a combine");
+}
+
+void DeviceRank::launch_probe(cudaStream_t stream) {
+  write(page_->probe, 0);
+  check(launch_fault_probe(params_, stream), "launch the fault probe");
+}
+
+Context DeviceRank::context() const {
+  Context out;
+  check(cudaMemcpyAsync(&out, context_.data(), sizeof out, cudaMemcpyDeviceToHost, control_), "read the step context");
+  check(cudaStreamSynchronize(control_), "read the step context");
+  return out;
+}
+
+}  // namespace eep::gpu
