@@ -4,11 +4,9 @@ Built only where a CUDA compiler is found. Imported without a driver it can do a
 Addresses and stream handles are integers; whoever passes one keeps what is behind it alive.
 """
 
-from collections.abc import Sequence
 from typing import TypedDict, final
 
-import numpy as np
-import numpy.typing as npt
+from native._native import Table
 
 class CudaError(RuntimeError):
     """A CUDA call failed; the message names what it was for."""
@@ -97,17 +95,7 @@ class DeviceRank:
     def disconnect(self, peer: int) -> None: ...
     def chunk_address(self, source: int) -> int: ...
     def peer_address(self, peer: int) -> int: ...
-    def stage(
-        self,
-        *,
-        epoch: int,
-        active: Sequence[int],
-        incarnations: Sequence[int],
-        offsets: npt.NDArray[np.int32],
-        ranks: npt.NDArray[np.uint16],
-        slots: npt.NDArray[np.uint16],
-        weights: npt.NDArray[np.uint16],
-    ) -> None: ...
+    def stage(self, table: Table) -> None: ...
     def activate(self, epoch: int, *, at_step: int) -> None: ...
     def set_limits(self, *, silence_ns: int, hard_ns: int, min_polls: int) -> None: ...
     def set_row(self, *, tokens: int, flags: int, prepared: int, committed: int, user: int) -> None: ...

@@ -12,7 +12,7 @@ Imports anywhere; ``available()`` says whether this machine has the module, a dr
 from native.cuda.group import CudaCombined, CudaDispatched, CudaGroup
 from native.cuda.module import CudaUnavailableError, OperationError, available
 from native.cuda.partition import Partition, link_all
-from native.cuda.vocabulary import RECEIVE, SEND, CudaShape, CudaSyncResult, CudaTable, Layout, Row, Wire
+from native.cuda.vocabulary import RECEIVE, SEND, CudaShape, CudaSyncResult, Layout, Row, Wire
 
 __all__ = [
     "RECEIVE",
@@ -22,7 +22,6 @@ __all__ = [
     "CudaGroup",
     "CudaShape",
     "CudaSyncResult",
-    "CudaTable",
     "CudaUnavailableError",
     "Layout",
     "OperationError",

@@ -14,8 +14,8 @@ from native.cuda.vocabulary import RECEIVE, SEND, CudaSyncResult, Layout, Row, W
 from native.cuda.watch import Watcher
 
 if TYPE_CHECKING:
-    from native import _cuda
-    from native.cuda.vocabulary import ControlLike, CudaTable, ShapeLike
+    from native import Table, _cuda
+    from native.cuda.vocabulary import ControlLike, ShapeLike
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,8 +72,7 @@ class CudaCombined:
 
 
 class CudaGroup:
-    """One rank's end of the elastic dispatch on a CUDA device; the methods and their meaning are those of
-    ``native.Group``.
+    """One rank's end of the elastic dispatch on a CUDA device, with the methods of ``native.Group``.
 
     One step in flight: a dispatch before the combine of the round before it is a ``RuntimeError``.
     """
@@ -211,19 +210,11 @@ class CudaGroup:
     # --- tables ---
     _active: frozenset[int] = frozenset()
     _epoch: int = 0
-    _staged: CudaTable | None = None
+    _staged: Table | None = None
 
-    def stage(self, table: CudaTable) -> None:
+    def stage(self, table: Table) -> None:
         """Copy into the idle one of the two device tables."""
-        self._native.stage(
-            epoch=table.epoch,
-            active=list(table.active),
-            incarnations=list(table.incarnations),
-            offsets=table.offsets,
-            ranks=table.ranks,
-            slots=table.slots,
-            weights=table.weights,
-        )
+        self._native.stage(table)
         self._staged = table
 
     @property
@@ -242,10 +233,7 @@ class CudaGroup:
         return self.counters()["round"]
 
     def activate(self, epoch: int, *, at_step: int = 0) -> None:
-        """The staged table takes over at the next sync, or at this rank's sync number ``at_step``. One store.
-
-        No driver call.
-        """
+        """The staged table takes over at the next sync, or at this rank's sync ``at_step``: no driver call."""
         self._native.activate(epoch, at_step=at_step)
         if self._staged is not None:
             self._active, self._epoch = frozenset(self._staged.active), epoch

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol, Self
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
+from typing import Protocol
 
 SEND, RECEIVE = 1, 2
 """Phases of a dispatch or a combine; by default one launch does both."""
@@ -73,46 +66,6 @@ class ControlLike(Protocol):
     def abort_epoch(self) -> int: ...  # noqa: D102
     @property
     def fenced(self) -> bool: ...  # noqa: D102
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CudaTable:
-    """One version of the routing table; the arguments of ``native.Table``."""
-
-    epoch: int
-    active: Sequence[int]
-    incarnations: Sequence[int]
-    """[max_ranks]."""
-    offsets: npt.NDArray[np.int32]
-    """[layers, experts + 1] into the flat lists."""
-    ranks: npt.NDArray[np.uint16]
-    slots: npt.NDArray[np.uint16]
-    weights: npt.NDArray[np.uint16]
-
-    @classmethod
-    def from_replicas(
-        cls,
-        *,
-        epoch: int,
-        active: Sequence[int],
-        incarnations: Sequence[int],
-        layers: Sequence[Sequence[Sequence[tuple[int, int, int]]]],
-    ) -> Self:
-        """From ``layers[layer][expert] = [(rank, slot, weight), …]``."""
-        flat = [replica for layer in layers for expert in layer for replica in expert]
-        counts = [[len(expert) for expert in layer] for layer in layers]
-        ends = np.cumsum(np.asarray(counts, dtype=np.int32).reshape(-1), dtype=np.int32).reshape(len(layers), -1)
-        starts = np.concatenate([[0], ends[:-1, -1]]).astype(np.int32)
-        columns = np.asarray(flat, dtype=np.uint16).reshape(-1, 3)
-        return cls(
-            epoch=epoch,
-            active=active,
-            incarnations=incarnations,
-            offsets=np.ascontiguousarray(np.concatenate([starts[:, None], ends], axis=1)),
-            ranks=np.ascontiguousarray(columns[:, 0]),
-            slots=np.ascontiguousarray(columns[:, 1]),
-            weights=np.ascontiguousarray(columns[:, 2]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

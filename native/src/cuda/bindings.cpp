@@ -1,5 +1,4 @@
 // The binding file only delegates.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,9 +8,6 @@ namespace py = pybind11;
 
 namespace eep::gpu {
 namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 template <class T>
 T* at(u64 address) {
@@ -32,26 +28,6 @@ std::unique_ptr<DeviceRank> make_rank(int device, u32 rank, u64 incarnation, u32
   options.fixed = fixed;
   options.fixed_ranks = fixed_ranks;
   return std::make_unique<DeviceRank>(options);
-}
-
-void stage(DeviceRank& self, u32 epoch, const std::vector<u32>& active, const std::vector<u64>& incarnations, const Array<i32>& offsets,
-           const Array<u16>& ranks, const Array<u16>& slots, const Array<u16>& weights) {
-  const Geometry& g = self.options().geometry;
-  if (incarnations.size() != g.max_ranks) throw py::value_error("incarnations: one for each of max_ranks");
-  if (offsets.ndim() != 2 || offsets.shape(0) != g.n_layers || offsets.shape(1) != g.n_experts + 1) {
-    throw py::value_error("offsets: must be int32 [n_layers, n_experts + 1]");
-  }
-  if (ranks.size() != slots.size() || ranks.size() != weights.size()) throw py::value_error("ranks, slots, weights: lengths differ");
-  TableArrays table;
-  table.epoch = epoch;
-  table.active = active;
-  table.incarnations = incarnations;
-  table.offsets = offsets.data();
-  table.ranks = ranks.data();
-  table.slots = slots.data();
-  table.weights = weights.data();
-  table.replicas = static_cast<size_t>(ranks.size());
-  self.stage(table);
 }
 
 py::tuple wait_sync(const DeviceRank& self, u64 after, double timeout_s) {
@@ -130,8 +106,7 @@ PYBIND11_MODULE(_cuda, module) {
       .def("peer_address", &DeviceRank::peer_address)
       .def_property_readonly("chunk_bytes", &DeviceRank::chunk_bytes)
       .def_property_readonly("slot_capacity", &DeviceRank::slot_capacity)
-      .def("stage", &stage, py::kw_only(), py::arg("epoch"), py::arg("active"), py::arg("incarnations"), py::arg("offsets"), py::arg("ranks"),
-           py::arg("slots"), py::arg("weights"))
+      .def("stage", [](DeviceRank& self, const TableData& table) { self.stage(table); })  // native.Table: the type is shared by both modules
       .def_property_readonly("staged_epoch", &DeviceRank::staged_epoch)
       .def("activate", &DeviceRank::activate, py::arg("epoch"), py::kw_only(), py::arg("at_step"))
       .def_property_readonly("running_epoch", &DeviceRank::running_epoch)

@@ -22,7 +22,8 @@ if(NOT EEP_CUDA STREQUAL OFF)
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     pybind11_add_module(_cuda
-      src/cuda/bindings.cpp src/cuda/driver.cpp src/cuda/memory.cpp src/cuda/rank.cpp src/cuda/kernels.cu)
+      src/cuda/bindings.cpp src/cuda/driver.cpp src/cuda/memory.cpp src/cuda/rank.cpp src/cuda/kernels.cu src/cpu/tables.cpp)
+    target_include_directories(_cuda PRIVATE src)
     # Static and without the driver: the module is imported on machines that have neither.
     set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_ARCHITECTURES "${EEP_CUDA_ARCHITECTURES}"
       INTERPROCEDURAL_OPTIMIZATION OFF)

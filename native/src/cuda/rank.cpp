@@ -119,36 +119,35 @@ void DeviceRank::disconnect(u32 peer) {
 
 u32 DeviceRank::idle_table() const { return read(page_->running_epoch) == 0 ? 0 : 1 - static_cast<u32>(read(page_->running_table)); }
 
-void DeviceRank::stage(const TableArrays& table) {
+void DeviceRank::stage(const TableData& table) {
   const Geometry& g = options_.geometry;
+  if (table.n_layers != g.n_layers || table.n_experts != g.n_experts) {
+    throw std::invalid_argument("table: " + std::to_string(table.n_layers) + " layers × " + std::to_string(table.n_experts) +
+                                " experts, the instance has " + std::to_string(g.n_layers) + " × " + std::to_string(g.n_experts));
+  }
+  if (table.incarnations.size() > kMaxRanks) throw std::invalid_argument("incarnations: more than 128");
   const u32 index = idle_table();
   write(page_->activate_step[index], kNeverStep);
   TableHeader header{};
   header.epoch = table.epoch;
-  for (const u32 rank : table.active) {
-    header.active[rank / 64] |= bit_of(rank);
-    if (rank == options_.rank) header.member = 1;
-  }
+  header.member = table.active.has(options_.rank) ? 1 : 0;
+  std::copy(std::begin(table.active.words), std::end(table.active.words), header.active);
   std::copy(table.incarnations.begin(), table.incarnations.end(), header.incarnations);
-  std::vector<u32> offsets(static_cast<size_t>(g.n_layers) * (g.n_experts + 1));
+  std::vector<u32> offsets;
   std::vector<Replica> replicas(static_cast<size_t>(g.n_layers) * replica_stride_);
-  for (u32 layer = 0; layer < g.n_layers; ++layer) {
-    u32* to = offsets.data() + static_cast<size_t>(layer) * (g.n_experts + 1);
-    Replica* out = replicas.data() + static_cast<size_t>(layer) * replica_stride_;
-    u32 n = 0;
-    for (u32 expert = 0; expert < g.n_experts; ++expert) {
-      const i32* from = table.offsets + static_cast<size_t>(layer) * (g.n_experts + 1) + expert;
-      to[expert] = n;
-      u32 cumulative = 0;
-      for (i32 i = from[0]; i < from[1]; ++i) {
-        if (i < 0 || static_cast<size_t>(i) >= table.replicas) throw std::invalid_argument("offsets: out of the replica lists");
-        if (!in_mask(header.active, table.ranks[i])) continue;
-        if (n == replica_stride_) throw std::invalid_argument("offsets: more replicas in a layer than max_ranks × max_slots");
-        cumulative += table.weights[i];
-        out[n++] = Replica{table.ranks[i], table.slots[i], cumulative};
+  for (u32 layer = 0; layer < g.n_layers; ++layer) {  // each layer's lists start on their own stride: a kernel copies one layer
+    const LayerView view = table.layer(layer);
+    const u32 first = view.offsets[0], count = view.offsets[g.n_experts] - first;
+    if (count > replica_stride_) throw std::invalid_argument("table: layer " + std::to_string(layer) + " has more replicas than max_ranks × max_slots");
+    for (u32 i = first; i < first + count; ++i) {
+      const Replica& replica = view.replicas[i];
+      if (replica.rank >= g.max_ranks || replica.slot >= g.max_slots) {
+        throw std::invalid_argument("table: rank " + std::to_string(replica.rank) + " slot " + std::to_string(replica.slot) + " is outside " +
+                                    std::to_string(g.max_ranks) + " ranks × " + std::to_string(g.max_slots) + " slots");
       }
     }
-    to[g.n_experts] = n;
+    for (u32 expert = 0; expert <= g.n_experts; ++expert) offsets.push_back(view.offsets[expert] - first);
+    std::copy_n(view.replicas + first, count, replicas.begin() + static_cast<std::ptrdiff_t>(layer) * replica_stride_);
   }
   const auto copy = [&](void* to, const void* from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, control_), "stage a table");

@@ -3,6 +3,7 @@
 
 #include <map>
 
+#include "../cpu/tables.hpp"
 #include "kernels.hpp"
 #include "memory.hpp"
 
@@ -17,16 +18,6 @@ struct RankOptions {
   Grid grid{16, 512};
   bool fixed = false;    // the fixed-membership build, for comparison
   u32 fixed_ranks = 0;
-};
-
-/// The flat replica lists of all layers, as the control side gives them.
-struct TableArrays {
-  u32 epoch = 0;
-  std::vector<u32> active;
-  std::vector<u64> incarnations;  // [max_ranks]
-  const i32* offsets = nullptr;   // [layers, experts + 1]
-  const u16 *ranks = nullptr, *slots = nullptr, *weights = nullptr;
-  size_t replicas = 0;
 };
 
 struct Fault {
@@ -58,7 +49,8 @@ class DeviceRank {
   u64 chunk_bytes() const { return inbox_.stride(); }
 
   // tables
-  void stage(const TableArrays& table);
+  /// Copies into the idle one of the two device tables.
+  void stage(const TableData& table);
   u32 staged_epoch() const;
   /// From the sync number `at_step` of this rank on (counted over all epochs); 0: the next. Takes no driver call.
   void activate(u32 epoch, u64 at_step);
