@@ -31,15 +31,27 @@ class Seat:
 
     rank: int
     incarnation: int
-    group: _native.Group
+    groups: list[_native.Group]
     control: _native.ControlBlock
     parent: connection.Connection[Any, Any]
     memory: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def group(self) -> _native.Group:
+        """The first group, in most fleets the only one."""
+        return self.groups[0]
+
 
 def _give(seat: Seat, source: int, fresh: bool) -> list[int]:  # noqa: FBT001 - crosses a pipe
-    inbox = seat.group.renew_inbox(source) if fresh else seat.group.inbox_fd(source)
-    return [inbox, seat.group.doorbell_fd()]
+    fds: list[int] = []
+    for group in seat.groups:
+        fds += [group.renew_inbox(source) if fresh else group.inbox_fd(source), group.doorbell_fd()]
+    return fds
+
+
+def _take(seat: Seat, peer: int, incarnation: int, pid: int, fds: list[int]) -> None:
+    for group, inbox, doorbell in zip(seat.groups, fds[::2], fds[1::2], strict=True):
+        group.connect(peer, incarnation=incarnation, inbox_fd=inbox, doorbell_fd=doorbell, pid=pid)
 
 
 def _serve(seat: Seat) -> None:
@@ -61,8 +73,8 @@ def _serve(seat: Seat) -> None:
             if what == "connect":
                 peer, incarnation, pid = arguments
                 with socket.socket(fileno=os.dup(seat.parent.fileno())) as channel:
-                    inbox, doorbell = reduction.recvfds(channel, 2)
-                seat.group.connect(peer, incarnation=incarnation, inbox_fd=inbox, doorbell_fd=doorbell, pid=pid)
+                    taken = reduction.recvfds(channel, 2 * len(seat.groups))
+                _take(seat, peer, incarnation, pid, taken)
                 answer: Any = None
             else:
                 answer = what(seat, *arguments)
@@ -130,11 +142,11 @@ class Fleet:
     """Ranks of one instance; a context manager that leaves no process behind."""
 
     def __init__(
-        self, shape: _native.Shape, *, fixed: bool = False, timeout_s: float = 1.0, hard_timeout_s: float = 30.0
+        self, shape: _native.Shape, *, fixed_twin: bool = False, timeout_s: float = 1.0, hard_timeout_s: float = 30.0
     ) -> None:
-        """Start none yet; the other arguments are the group's."""
+        """Start none yet. ``fixed_twin``: a second group per rank, with fixed membership. The rest is the group's."""
         self.shape = shape
-        self._fixed = fixed
+        self._fixed_twin = fixed_twin
         self._timeout_s = timeout_s
         self._hard_timeout_s = hard_timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="eep-fleet-")
@@ -178,16 +190,19 @@ class Fleet:
             other.pipe.close()
         control = _native.ControlBlock.attach(path)
         control.phase = _native.Phase.SERVING
-        group = _native.Group(
-            rank=rank,
-            incarnation=incarnation,
-            shape=self.shape,
-            control=control,
-            timeout_s=self._timeout_s,
-            hard_timeout_s=self._hard_timeout_s,
-            fixed=self._fixed,
-        )
-        seat = Seat(rank, incarnation, group, control, parent)
+        groups = [
+            _native.Group(
+                rank=rank,
+                incarnation=incarnation,
+                shape=self.shape,
+                control=control,
+                timeout_s=self._timeout_s,
+                hard_timeout_s=self._hard_timeout_s,
+                fixed=fixed,
+            )
+            for fixed in ((False, True) if self._fixed_twin else (False,))
+        ]
+        seat = Seat(rank, incarnation, groups, control, parent)
         seat.memory["ballast"] = b"\x01" * ballast_bytes
         parent.send(("ok", "ready"))
         _serve(seat)
