@@ -1,6 +1,6 @@
 """kill -9 at a random instant: when do survivors leave the step, whom do they accuse, how long does link repair take.
 
-Four ranks run steps without pause; one is killed; the others return from whatever they wait in. Then a new process takes
+Four ranks run steps without pause; one is killed; the others leave whatever they wait in. Then a new process takes
 its place: the survivors fence the old one's memory, link the new one, and all cross into the next epoch. Scenarios: an
 otherwise idle machine, one with busy processes on every processor, and victims of 0.7 GB, whose memory takes the kernel
 tens of milliseconds to free.
