@@ -48,7 +48,7 @@ class Engine:
         self._pidfds: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._late: asyncio.TimerHandle | None = None
-        self._outbox: asyncio.Queue[ToEngine] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[Incarnation, ToEngine]] = asyncio.Queue()
 
     async def open(self, heard: Callable[[Event], None]) -> None:
         """Listen for engines; ``heard`` receives ``Heard`` and ``EngineEnded``, on the loop."""
@@ -69,7 +69,6 @@ class Engine:
         """Start the process tree."""
         await self.end(fence=False)
         self._incarnation = incarnation
-        self._outbox = asyncio.Queue()
         self._client.expect = incarnation
         self._control = ControlBlock.create(
             str(self._folder / f"control-{incarnation}"), rank=self._rank, incarnation=incarnation
@@ -96,7 +95,7 @@ class Engine:
 
     def send(self, message: ToEngine) -> None:
         """Send, in order; a message to an engine that is gone is dropped."""
-        self._outbox.put_nowait(message)
+        self._outbox.put_nowait((self._incarnation, message))
 
     def call_off(self, epoch: Epoch) -> None:
         """Abandon steps under earlier epochs."""
@@ -122,7 +121,9 @@ class Engine:
 
     async def _speak(self) -> None:
         while True:
-            message = await self._outbox.get()
+            incarnation, message = await self._outbox.get()
+            if incarnation != self._incarnation:
+                continue  # it was for an engine that is gone
             try:
                 await self._client.send(message)
             except EngineGoneError as error:
