@@ -77,7 +77,7 @@ def cut_client_one_way(hit):
     cut("input", f"ip saddr {host(hit)}")
 
 
-NOTICED_S = {cut_client: 1.5, cut_client_one_way: 1.5, cut_peers: 4.0, cut_peers_one_way: 4.0}
+NOTICED_S = {cut_client: 1.5, cut_peers: 4.0, cut_client_one_way: 1.5, cut_peers_one_way: 4.0}
 """A silent link is left like a hung member; a member without a leader says so after etcd's own three elections."""
 SCENARIOS = {fault.__name__: fault for fault in NOTICED_S}
 

@@ -72,13 +72,3 @@ async def test_no_member_at_all_is_said_with_the_reason_by_the_deadline():
         with pytest.raises(UnavailableError, match=r"no etcd member is reachable; http://127.*refused"):
             await client.put("/a", b"")
         assert 0.5 < time.monotonic() - begun < 2.5
-
-
-async def test_a_connection_that_idled_is_used_again(cluster, prefix):
-    async with EtcdClient(EtcdConfig(endpoints=cluster.endpoints)) as client:
-        await client.put(f"{prefix}a", b"")
-        await asyncio.sleep(1.5)
-        begun = time.monotonic()
-        await client.put(f"{prefix}a", b"")
-        assert time.monotonic() - begun < 0.5
-        assert client.session.endpoints.rotations == 0

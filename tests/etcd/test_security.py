@@ -38,7 +38,7 @@ def stranger(tmp_path_factory):
 
 async def round_trip(**settings):
     """A put and a get with these settings."""
-    async with EtcdClient(EtcdConfig(deadline_s=1.5, **settings)) as etcd:
+    async with EtcdClient(EtcdConfig(deadline_s=0.8, **settings)) as etcd:
         await etcd.put(f"{PREFIX}a", b"1")
         return (await etcd.get(f"{PREFIX}a")).only.value
 
