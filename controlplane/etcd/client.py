@@ -78,7 +78,7 @@ class EtcdClient:
         left = max(0.0, deadline - asyncio.get_running_loop().time())
         call = member.lease.LeaseKeepAlive(timeout=left, metadata=metadata)
         try:
-            await call.write(rpc.LeaseKeepAliveRequest(ID=lease))
+            await wire.send(call, rpc.LeaseKeepAliveRequest(ID=lease))
             reply = await call.read()
         except AioRpcError as error:
             self.session.judge(member, error, metadata)

@@ -22,7 +22,7 @@ import msgspec
 from controlplane.etcd.client import EtcdClient
 from controlplane.etcd.errors import EtcdError, LeaseNotFoundError
 from controlplane.etcd.lease import Proof
-from controlplane.etcd.ledger import Ledger, Report, Start, boot_s
+from controlplane.etcd.ledger import RELEASE, Ledger, Report, Start, boot_s
 
 if TYPE_CHECKING:
     from controlplane.etcd.interface import Etcd
@@ -39,7 +39,7 @@ _RETRY_PAUSE_S = 0.05
 class End(Enum):
     """Why the keeper ends."""
 
-    OWNER_DIED = "the owner died"
+    OWNER_DIED = "the owner died or dropped it"
     RELEASED = "the owner released it"
     WEDGED = "the owner made no progress"
     REVOKED = "etcd says that it expired or was revoked"
@@ -67,7 +67,7 @@ class Keeper:
         """Keep the lease until there is a reason to end; ``owner`` is the owner's pidfd."""
         loop = asyncio.get_running_loop()
         loop.add_reader(owner, self._finish, End.OWNER_DIED)
-        loop.add_reader(self._channel, self._finish, End.RELEASED)
+        loop.add_reader(self._channel, self._hear)
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._take()
@@ -81,6 +81,13 @@ class Keeper:
             await asyncio.gather(*tasks, return_exceptions=True)
         await self._give_up(end)
         return end
+
+    def _hear(self) -> None:
+        with suppress(OSError):
+            if self._channel.recv(_MESSAGE_BYTES) == RELEASE:
+                self._finish(End.RELEASED)
+                return
+        self._finish(End.OWNER_DIED)
 
     def _finish(self, end: End) -> None:
         if not self._end.done():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aetcd import rpc
@@ -154,6 +156,12 @@ def batches(response: Any) -> Iterator[Batch]:
         gathered.append(Event(kind, item(event.kv)))
     if gathered:
         yield Batch(gathered[0].item.mod_revision, tuple(gathered))
+
+
+async def send(call: Any, message: Any) -> None:
+    """Write to a stream; if the call has ended, the next read says why (grpc.aio's write only says that it did)."""
+    with suppress(asyncio.InvalidStateError):
+        await call.write(message)
 
 
 def token_refused(error: AioRpcError) -> bool:

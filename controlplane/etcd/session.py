@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.etcd import rpc as wire
 from controlplane.etcd.endpoints import Endpoint, Endpoints
-from controlplane.etcd.errors import EtcdError, OutcomeUnknownError, UnavailableError
+from controlplane.etcd.errors import AuthenticationError, EtcdError, OutcomeUnknownError, UnavailableError
 from controlplane.etcd.rpc import AioRpcError, rpc
 
 if TYPE_CHECKING:
@@ -125,4 +125,7 @@ class Session:
 
 def _password(path: str) -> str:
     """Read again at every authentication: secrets are rotated under a running process."""
-    return Path(path).read_text(encoding="utf-8").strip()
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise AuthenticationError(f"etcd.password_file {path} cannot be read: {error.strerror}") from error

@@ -107,7 +107,7 @@ class _MemberStream:
     async def create(self, key: str, start: int) -> None:
         """Ask for the watch."""
         request = rpc.WatchCreateRequest(start_revision=start, **wire.span(key))
-        await self._call.write(rpc.WatchRequest(create_request=request))
+        await wire.send(self._call, rpc.WatchRequest(create_request=request))
 
     async def receive(self) -> Any:
         """The next response, probing the member while there is none.
@@ -140,7 +140,7 @@ class _MemberStream:
         if step is Step.ASK:
             self._mark = self._session.endpoints.mark
             self._pulse.asked(self._loop.time())
-            await self._call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
+            await wire.send(self._call, rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
         elif step is Step.CONFIRM:
             await self._confirm()
             self._pulse.heard(self._loop.time())

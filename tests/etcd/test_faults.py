@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from controlplane.etcd import KeptLease, LeaseState, Watch
+from controlplane.etcd import KeptLease, LeaseState, OutcomeUnknownError, UnavailableError, Watch
 from controlplane.etcd.rpc import rpc
 from schemas.config import EtcdConfig
 from tests.etcd.riding import leader_index, pinned, ride
@@ -143,6 +143,21 @@ async def test_the_only_member_hangs_and_goes_on(one, clients):
         await asyncio.sleep(3)
         one.members[0].signal(signal.SIGCONT)
     assert it.relisted == 1
+
+
+async def test_a_put_without_an_answer_is_unknown_and_never_sent_twice(one, clients):
+    client = await clients(one, 0)
+    await client.put("/k", b"1")
+    one.members[0].signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(OutcomeUnknownError):
+        await client.put("/k", b"2")
+    assert time.monotonic() - begun <= FAILOVER_S
+    with pytest.raises(UnavailableError):
+        await client.get("/k")
+    one.members[0].signal(signal.SIGCONT)
+    async with asyncio.timeout(10):
+        assert (await client.get("/k")).only.version <= 2
 
 
 async def test_a_majority_is_lost_and_comes_back(three, clients):

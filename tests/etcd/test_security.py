@@ -167,6 +167,14 @@ async def test_a_change_of_users_does_not_disturb_who_is_logged_in(guarded):
             await client.put(f"{PREFIX}a", b"2")
 
 
+async def test_a_password_file_that_cannot_be_read_is_named(guarded):
+    _, config, secret = guarded
+    secret.unlink()
+    async with EtcdClient(config) as client:
+        with pytest.raises(AuthenticationError, match=f"{secret} cannot be read"):
+            await client.get(f"{PREFIX}a")
+
+
 async def test_many_callers_authenticate_once(guarded):
     _, config, _ = guarded
     async with EtcdClient(config) as client:
