@@ -170,7 +170,9 @@ class Service:
                 metrics=metrics,
                 registry=registry,
             )
-            runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN_S)
+            runner = web.AppRunner(
+                app, shutdown_timeout=_SHUTDOWN_S, access_log=None
+            )  # eep.audit tells more of what matters
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             await web.SockSite(runner, listener, ssl_context=tls(config)).start()

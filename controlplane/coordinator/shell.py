@@ -296,7 +296,13 @@ class Coordinator:
             self._show(event, outcome.reason)
             if outcome.write is not None:
                 now = self._unix_ns()
-                write = self._story.decided(outcome.write, received=received, planned_ns=spent, now=now)
+                write = self._story.decided(
+                    outcome.write,
+                    operations=self._state.operations,
+                    received=received,
+                    planned_ns=spent,
+                    now=now,
+                )
                 pending = await self._execute(write)
                 self._catch_up()
 

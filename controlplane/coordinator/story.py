@@ -15,12 +15,15 @@ from controlplane.telemetry import names
 from controlplane.telemetry.tracing import link_to, parent_context, past_span, traceparent_of, tracer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
     from controlplane.coordinator.state import State, Write
     from schemas.operations import Operation, Recovery
     from schemas.records import Ack
+    from schemas.vocabulary import Epoch
 
 
 class Story:
@@ -31,7 +34,10 @@ class Story:
         self._replica = replica
         self._open: dict[str, Span] = {}
         self._told: set[tuple[int, int, bool]] = set()
+        self._ended: set[str] = set()
+        self._committed: dict[Epoch, int] = {}
         self._election = ""
+        self._since = 0
 
     def elected(self, *, fence: int, since: int, now: int) -> None:
         """This replica became leader."""
@@ -40,6 +46,7 @@ class Story:
             names.REPLICA: self._replica,
             names.FENCE: fence,
         }
+        self._since = since
         self._election = past_span(
             names.ELECTION, parent="", start_unix_ns=since, end_unix_ns=now, attributes=attributes
         )
@@ -51,11 +58,14 @@ class Story:
             span.end()
         self._open.clear()
 
-    def decided(self, write: Write, *, received: int, planned_ns: int, now: int) -> Write:
+    def decided(
+        self, write: Write, *, operations: Mapping[str, Operation], received: int, planned_ns: int, now: int
+    ) -> Write:
         """Open the trace of what ``write`` begins; return it with the trace's context in its records.
 
         Args:
             write: the core's decision.
+            operations: by id; what an operation causes is told in the operation's trace.
             received: when the event that led to it arrived, Unix ns.
             planned_ns: the planner's share of the time since.
             now: Unix ns.
@@ -63,7 +73,7 @@ class Story:
         if not write.recoveries:
             return write
         recovery = write.recoveries[0]
-        parent = self._root(recovery, received)
+        parent = self._root(recovery, received, operations.get(recovery.cause))
         if not parent:
             return write
         if not recovery.traceparent and not recovery.outcome:
@@ -77,10 +87,11 @@ class Story:
         recoveries = (msgspec.structs.replace(recovery, traceparent=parent), *write.recoveries[1:])
         return replace(write, record=record, recoveries=recoveries)
 
-    def _root(self, recovery: Recovery, received: int) -> str:
+    def _root(self, recovery: Recovery, received: int, asked: Operation | None) -> str:
         if recovery.id in self._open:
             return traceparent_of(self._open[recovery.id])
-        if recovery.outcome:
+        begun = bool(recovery.traceparent)  # by a predecessor, who may have died before it exported anything
+        if recovery.id in self._ended or (recovery.outcome and not begun):
             return recovery.traceparent
         began = min([phase.started_unix_ns for phase in recovery.phases] + [received])
         attributes: dict[str, AttributeValue] = {
@@ -98,10 +109,10 @@ class Story:
         }
         span = tracer().start_span(
             names.RECOVERY,
-            context=parent_context(recovery.traceparent),
-            start_time=received if recovery.traceparent else began,
+            context=parent_context(recovery.traceparent or (asked.traceparent if asked else "")),
+            start_time=self._since if begun else began,
             attributes={key: value for key, value in attributes.items() if value != ""},
-            links=link_to(self._election) if recovery.traceparent else (),
+            links=link_to(self._election) if begun else (),
         )
         self._open[recovery.id] = span
         return traceparent_of(span)
@@ -117,12 +128,14 @@ class Story:
         if write.record is not None:
             self._phase(names.PUBLISH, recovery.traceparent, started, now)
             if write.record.committed.epoch == recovery.epoch:
+                self._committed = {recovery.epoch: now}
                 self._phase(names.COMMIT, recovery.traceparent, write.decided, now)
         for ended in write.recoveries:
             span = self._open.pop(ended.id, None) if ended.outcome else None
             if span is not None:
                 span.set_attribute(names.OUTCOME, ended.outcome)
                 span.end(now)
+                self._ended.add(ended.id)
 
     def acknowledged(self, state: State, ack: Ack, *, now: int) -> None:
         """A rank has prepared, or crossed into, an epoch."""
@@ -132,10 +145,12 @@ class Story:
             return
         if len(self._told) > 10_000:  # epochs long past
             self._told.clear()
+            self._ended.clear()
         self._told.add(told)
         began = state.record.decided_unix_ns if state.record else now
         attributes: dict[str, AttributeValue] = {names.RANK: ack.rank, names.INCARNATION: ack.incarnation}
         if ack.activated:
+            began = self._committed.get(ack.epoch, began)
             self._phase(names.FIRST_TOKEN, recovery.traceparent, began, ack.finished_unix_ns or now, attributes)
             return
         outcome: dict[str, AttributeValue] = {names.OUTCOME: ack.error or "prepared"}
