@@ -165,7 +165,10 @@ class World:
         self.run_task(name, coordinator.run())
 
     def start_agent(self, rank: Rank) -> None:
-        """Start a rank's agent, which starts its engine."""
+        """Start a rank's agent, which starts its engine; two faults may both want to."""
+        running = self.tasks.get(f"rank{rank}")
+        if running is not None and not running.done():
+            return
         engine = self.fabric.engines.get(rank)
         if engine is None:
             engine = Engine(rank, f"host{rank // 2}", self.shape, self.fabric, random.Random(self.seed * 1000 + rank))
@@ -198,8 +201,8 @@ class World:
         """The agent and its engine die; a ``keeper`` revokes the lease at once, else it has to expire."""
         self.note(f"FAULT agent of rank {rank} is killed{'' if keeper else ', its host with it'}")
         self.fabric.engines[rank].heard = lambda _: None
-        await self.end_task(f"rank{rank}")
         lease = self.leases.pop(rank, None)
+        await self.end_task(f"rank{rank}")
         if lease is not None:
             await lease.abandon()
             if keeper:

@@ -311,6 +311,10 @@ def _follow(state: State, event: EpochSeen) -> tuple[State, Decision]:
     counted_on = state.among(committed) or state.activated > 0
     if counted_on and committed.epoch > state.crossed:
         return _cross(state, committed, event.committed)
+    if committed.cut is Cut.ABORT and state.crossed and committed.epoch > state.crossed:
+        # Let go, but perhaps still waiting for the flip that was to release it: that flip will not come any more.
+        left = replace(state, crossed=committed.epoch)
+        return left, Decision((CallOff(committed.epoch),), "the others went on without the flip that let us go")
     if preparing is None or event.preparing is None or preparing.epoch <= state.asked:
         return state, Decision()
     if not (state.among(preparing) or state.active):

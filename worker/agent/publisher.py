@@ -61,15 +61,18 @@ class Publisher:
                 self._work.clear()
                 continue
             key, value = next(iter(self._waiting.items()))
+            lease = self._lease
             try:
-                await self._etcd.put(key, value, lease=self._lease)
+                await self._etcd.put(key, value, lease=lease)
             except LeaseNotFoundError:
-                self._lease = 0  # the lease's owner notices as well, and comes with a new one
+                if self._lease == lease:
+                    self._lease = 0  # the lease's owner notices as well, and comes with a new one
             except (UnavailableError, OutcomeUnknownError) as error:
                 log.debug("%s waits for etcd: %s", key, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
                 pause = _FIRST_PAUSE_S
-                if self._waiting.get(key) is value:
+                # Under a lease that was replaced meanwhile it would go when that one ends: it is written again.
+                if self._lease == lease and self._waiting.get(key) is value:
                     del self._waiting[key]

@@ -27,7 +27,7 @@ from worker.engine.plugin import or_leave
 from worker.engine.preparing import Preparing
 from worker.engine.settings import Missing
 from worker.engine.slots import SlotStore
-from worker.engine.support import check_arguments, check_scheduler
+from worker.engine.support import check_arguments, check_scheduler, tie_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +61,7 @@ class Engine:
         check_arguments(server_args)
         original(scheduler, server_args, *args, **kwargs)
         check_scheduler(scheduler)
+        tie_head(scheduler.tp_worker.model_runner.model)
         self.layers.finish()
         self._scheduler = scheduler
         self._join(scheduler)

@@ -160,8 +160,9 @@ class EngineProcess:
         return self.config.log.read_text(errors="replace")
 
     def last_lines(self, count: int = 20) -> str:
-        """The end of the log, for an error message."""
-        return "\n".join(self.log_text().splitlines()[-count:])
+        """What the engine said of itself, and the end of the log: for an error message."""
+        lines = self.log_text().splitlines()
+        return "\n".join([*(line for line in lines if line.startswith("eep: ")), *lines[-count:]])
 
     def wait_ended(self, *, within_s: float) -> int:
         """Exit status of the main process.

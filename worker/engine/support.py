@@ -68,10 +68,10 @@ def check_layer(layer: Any) -> None:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Refuse models whose forward cannot be run twice, and those that SGLang leaves without an output matrix.
+    """Refuse models whose forward cannot be run twice: state that is not overwritten in place.
 
     Raises:
-        UnsupportedError: the model keeps recurrent state, or its embeddings are tied and its family ignores that.
+        UnsupportedError: the model keeps recurrent state.
     """
     if scheduler.is_hybrid_ssm:
         raise UnsupportedError(
@@ -79,9 +79,13 @@ def check_scheduler(scheduler: Any) -> None:
             "Mamba-like layers",
             "serve a model with attention only: a step must be able to run again",
         )
-    model = scheduler.tp_worker.model_runner.model
+
+
+def tie_head(model: Any) -> None:
+    """Fill the output matrix of a model whose embeddings are tied and whose family ignores that.
+
+    qwen3_moe.py:1017 and glm4_moe.py:999 make the head and never load it: every logit would be the same.
+    """
     head, embedding = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "embed_tokens", None)
     if model.config.tie_word_embeddings and head is not None and embedding is not None and head is not embedding:
-        raise UnsupportedError(  # qwen3_moe.py:1017, glm4_moe.py:999: the head is made and never loaded
-            "tie_word_embeddings", model.config.tie_word_embeddings, "export the model with an lm_head of its own"
-        )
+        head.weight.data.copy_(embedding.weight.data)
