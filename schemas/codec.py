@@ -6,6 +6,7 @@ misreading them.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TypeVar
 
 import msgspec
@@ -65,6 +66,7 @@ def decode(data: bytes, kind: type[R], *, key: str) -> R:
     )
 
 
+@cache  # msgspec evaluates every annotation again for it: a millisecond a record
 def newest_version(kind: type[Record]) -> int:
     """The newest version of a record that this build reads and writes."""
     return next(int(field.default) for field in msgspec.structs.fields(kind) if field.name == "version")

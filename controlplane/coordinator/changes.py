@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from controlplane.coordinator.holdings import holdings, only
-from controlplane.coordinator.membership import held_now, instance_of, widened
+from controlplane.coordinator.holdings import holdings, only, widened
+from controlplane.coordinator.membership import held_now, instance_of
 from controlplane.coordinator.ranks import amended, lost
 from controlplane.coordinator.state import SECOND, Write
 from schemas.operations import PastEpoch, Phase, Recovery

@@ -15,8 +15,8 @@ import msgspec
 from controlplane.coordinator import changes, operating
 from controlplane.coordinator.blame import Verdict, judge
 from controlplane.coordinator.folding import observe
-from controlplane.coordinator.holdings import prepared, routed
-from controlplane.coordinator.membership import held_now, instance_of, wanted, widened
+from controlplane.coordinator.holdings import prepared, routed, widened
+from controlplane.coordinator.membership import can_read_disk, held_now, instance_of, wanted
 from controlplane.coordinator.ranks import amended, lost, refreshed
 from controlplane.coordinator.retention import stale
 from controlplane.coordinator.staging import toward
@@ -296,6 +296,8 @@ def formation(case: _Case) -> Write | Wait | State | None:
     if state.members:
         return None
     ready = list(wanted(state, automatic=case.automatic).members)
+    if not state.backups:  # nobody holds anything yet: who cannot read a checkpoint joins later, from its peers
+        ready = [rank for rank in ready if can_read_disk(state, rank)] or ready
     instance = instance_of(state, ready, held=None)
     room = sum(seat.slots for seat in instance.seats.values()) if instance else 0
     if instance is None or room < instance.experts:

@@ -82,3 +82,14 @@ def routed(held: Placement, live: Placement | None) -> Placement:
     same = held.slots[:, :rows, :slots] == live.slots[:, :rows, :slots]
     weights[:, :rows, :slots] = np.where(used & same, live.weights[:, :rows, :slots], 0)
     return Placement(slots=held.slots, weights=weights, n_experts=held.n_experts)
+
+
+def widened(placement: Placement, *, rows: int, slots: int) -> Placement:
+    """The same placement with at least ``rows`` ranks and ``slots`` slots, the new ones empty."""
+    if placement.max_ranks >= rows and placement.slots_per_rank >= slots:
+        return placement
+    shape = (placement.n_layers, max(rows, placement.max_ranks), max(slots, placement.slots_per_rank))
+    table, weights = np.full(shape, EMPTY, dtype=np.uint16), np.zeros(shape, dtype=np.uint16)
+    table[:, : placement.max_ranks, : placement.slots_per_rank] = placement.slots
+    weights[:, : placement.max_ranks, : placement.slots_per_rank] = placement.weights
+    return Placement(slots=table, weights=weights, n_experts=placement.n_experts)

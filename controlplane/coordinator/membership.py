@@ -10,12 +10,13 @@ import numpy as np
 from controlplane.coordinator.holdings import holdings, only
 from controlplane.coordinator.planning import Instance, Seat
 from controlplane.coordinator.state import SECOND, Kind
-from schemas.placement import EMPTY, Placement
+from schemas.placement import EMPTY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from controlplane.coordinator.state import State
+    from schemas.placement import Placement
     from schemas.records import RankView, Registration
     from schemas.vocabulary import Expert, Layer, Rank
 
@@ -204,14 +205,3 @@ def load_of(state: State, *, layers: int, experts: int) -> np.ndarray[tuple[int,
         if (load.layers, load.experts) == (layers, experts):
             total += np.frombuffer(load.tokens, dtype="<f2").reshape(layers, experts)
     return total if total.any() else None
-
-
-def widened(placement: Placement, *, rows: int, slots: int) -> Placement:
-    """The same placement with at least ``rows`` ranks and ``slots`` slots, the new ones empty."""
-    if placement.max_ranks >= rows and placement.slots_per_rank >= slots:
-        return placement
-    shape = (placement.n_layers, max(rows, placement.max_ranks), max(slots, placement.slots_per_rank))
-    table, weights = np.full(shape, EMPTY, dtype=np.uint16), np.zeros(shape, dtype=np.uint16)
-    table[:, : placement.max_ranks, : placement.slots_per_rank] = placement.slots
-    weights[:, : placement.max_ranks, : placement.slots_per_rank] = placement.weights
-    return Placement(slots=table, weights=weights, n_experts=placement.n_experts)

@@ -9,7 +9,8 @@ import numpy as np
 
 from controlplane.coordinator import operating
 from controlplane.coordinator.cluster import headroom
-from controlplane.coordinator.membership import held_now, instance_of, load_of, wanted, widened
+from controlplane.coordinator.holdings import widened
+from controlplane.coordinator.membership import held_now, instance_of, load_of, wanted
 from controlplane.coordinator.staging import toward
 from schemas.operations import OperationState, Prediction
 from schemas.placement import EMPTY

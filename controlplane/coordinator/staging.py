@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from controlplane.coordinator.holdings import widened
 from schemas.placement import EMPTY, Placement
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def toward(*, live: Placement, target: Placement, members: Iterable[Rank]) -> Pl
         ``target`` itself when no slot in use would be written. Otherwise those slots keep what they hold: out of the
         routing where every expert keeps another routed copy, in it where not. The second flip then gets further.
     """
+    rows, width = max(live.max_ranks, target.max_ranks), max(live.slots_per_rank, target.slots_per_rank)
+    live, target = widened(live, rows=rows, slots=width), widened(target, rows=rows, slots=width)
     in_use = live.weights > 0
     conflict = in_use & (target.slots != live.slots) & (target.slots != EMPTY)
     if not conflict.any():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from controlplane.coordinator.core import step
-from controlplane.coordinator.membership import widened
+from controlplane.coordinator.holdings import widened
 from controlplane.coordinator.planning import SimplePlanner
 from controlplane.coordinator.staging import violations
 from controlplane.coordinator.state import SECOND, Change, Elected, Kind, Observed, State, Tick, Write, Written
