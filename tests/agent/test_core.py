@@ -137,6 +137,13 @@ def test_loss_of_a_peer_calls_the_step_off_before_anything_else():
     ]
 
 
+def test_an_answer_that_is_overtaken_by_the_crossing_does_not_take_it_back():
+    state, _ = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)), Heard(3.0, Activated(epoch=2, step=9, waited_ms=1)))
+    assert follow(state, Heard(3.1, Prepared(epoch=2, ok=True)))[1] == [
+        Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True))
+    ]
+
+
 def test_an_engine_that_died_is_reported_first_and_comes_back_anew_after_a_backoff():
     state, actions = follow(up(), EngineEnded(5.0, 7, "killed by signal 9", 123))
     report = FaultReport(

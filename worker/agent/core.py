@@ -245,6 +245,7 @@ def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
     ack = structs.replace(
         _ack(state, message.epoch),
         prepared=message.ok,
+        activated=state.activated >= message.epoch,  # the stepping thread may cross before this answer is on its way
         error=message.error,
         loads=message.loads,
         missing=message.missing,
