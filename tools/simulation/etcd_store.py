@@ -86,11 +86,13 @@ class EtcdStore:
 
         Raises:
             LeaseNotFoundError: a put names a lease that is gone; nothing is written.
-            RejectedError: two puts of one key; nothing is written.
+            RejectedError: a branch writes one key twice, whether it would run or not; nothing is written.
         """
+        _refuse_overlaps(txn.then)
+        _refuse_overlaps(txn.otherwise)
         succeeded = all(self._holds(guard) for guard in txn.when)
         branch = txn.then if succeeded else txn.otherwise
-        self._check(branch)
+        self._check_leases(branch)
         events: dict[str, Event] = {}
         replies = tuple(self._apply(op, events) for op in branch)
         self._commit(events, now_s)
@@ -168,12 +170,9 @@ class EtcdStore:
         found = item.create_revision if guard.field is Field.CREATE_REVISION else item.mod_revision
         return found == guard.revision
 
-    def _check(self, branch: tuple[Operation, ...]) -> None:
-        puts = [op for op in branch if isinstance(op, Put)]
-        if len({op.key for op in puts}) < len(puts):
-            raise RejectedError("duplicate key given in txn request")
-        for op in puts:
-            if op.lease:
+    def _check_leases(self, branch: tuple[Operation, ...]) -> None:
+        for op in branch:
+            if isinstance(op, Put) and op.lease:
                 self._lease(op.lease)
 
     def _apply(self, op: Operation, events: dict[str, Event]) -> tuple[KeyValue, ...]:
@@ -233,3 +232,11 @@ class EtcdStore:
     def _unbind(self, item: KeyValue) -> None:
         if item.lease in self._leases:
             self._leases[item.lease].keys.pop(item.key, None)
+
+
+def _refuse_overlaps(branch: tuple[Operation, ...]) -> None:
+    """Refuse as etcd does: two puts of one key, and a put of a key that the same branch deletes."""
+    puts = [op.key for op in branch if isinstance(op, Put)]
+    deletes = [op.key for op in branch if isinstance(op, Delete)]
+    if len(set(puts)) < len(puts) or any(covers(span, key) for span in deletes for key in puts):
+        raise RejectedError("duplicate key given in txn request")
