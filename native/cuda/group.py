@@ -431,6 +431,11 @@ class CudaGroup:
         del self._native
 
     # --- introspection ---
+    @property
+    def buffer_shape(self) -> tuple[int, ...]:
+        """Shape of ``Dispatched.rows``, and of the ``y`` that ``combine`` takes."""
+        return tuple(self._rows.shape)
+
     def counters(self) -> dict[str, int]:
         """What the device counted: epoch, round, syncs, rounds that ended well or not, fault entries."""
         return self._native.counters()

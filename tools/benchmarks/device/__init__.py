@@ -1,0 +1,1 @@
+"""What ``tools/bench gpu`` measures, one idea to a module."""
