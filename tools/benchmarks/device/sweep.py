@@ -176,7 +176,7 @@ def _total(pairs: list[tuple[float, float]]) -> float:
 
 
 def _spread(top: list[float], bottom: list[float]) -> float:
-    """Half the distance between the ratios of the first and of the second half of the run: a smaller difference is noise."""
+    """Half the distance between the ratios of the two halves of the run: a smaller difference is noise."""
     half = len(top) // 2
     first = statistics.median(top[:half]) / statistics.median(bottom[:half])
     second = statistics.median(top[half:]) / statistics.median(bottom[half:])
