@@ -12,6 +12,7 @@ from controlplane.admin import requests
 from controlplane.admin.auth import Role
 from controlplane.admin.contract import openapi
 from controlplane.admin.decoding import MAX_BODY
+from controlplane.admin.events import Streams
 from controlplane.admin.health import Health
 from controlplane.admin.middleware import authorized, observed, problems
 from controlplane.admin.mutations import Mutations
@@ -44,7 +45,7 @@ class Route:
     handler: Handler
 
 
-def _read_routes(queries: Queries, sglang: Sglang) -> list[Route]:
+def _read_routes(queries: Queries, streams: Streams, sglang: Sglang) -> list[Route]:
     table = {
         "/v1/cluster": queries.cluster,
         "/v1/ranks": queries.ranks,
@@ -55,7 +56,7 @@ def _read_routes(queries: Queries, sglang: Sglang) -> list[Route]:
         "/v1/epochs/{epoch}": queries.epoch,
         "/v1/recoveries": queries.recoveries,
         "/v1/recoveries/{id}": queries.recovery,
-        "/v1/events": queries.events,
+        "/v1/events": streams.follow,
         "/is_scaling_elastic_ep": sglang.is_scaling,
     }
     return [Route(Role.VIEWER, "GET", path, handler) for path, handler in table.items()]
@@ -95,7 +96,9 @@ def _open_routes(health: Health) -> list[Route]:
     ]
 
 
-def routes(*, reader: Reader, archive: Archive, predictor: Predictor, registry: CollectorRegistry) -> list[Route]:
+def routes(
+    *, reader: Reader, archive: Archive, predictor: Predictor, registry: CollectorRegistry, streams: Streams
+) -> list[Route]:
     """Every route; ``schemas/openapi.yaml`` describes exactly these."""
     operations = Operations(reader=reader, archive=archive, predictor=predictor)
     queries = Queries(reader=reader, archive=archive, operations=operations)
@@ -103,7 +106,7 @@ def routes(*, reader: Reader, archive: Archive, predictor: Predictor, registry: 
     sglang = Sglang(reader=reader, archive=archive, operations=operations)
     return [
         *_open_routes(Health(reader)),
-        *_read_routes(queries, sglang),
+        *_read_routes(queries, streams, sglang),
         *_mutation_routes(mutations, sglang),
         Route(Role.VIEWER, "GET", "/metrics", metrics_handler(registry)),
         Route(Role.VIEWER, "GET", "/openapi.json", openapi),
@@ -134,11 +137,13 @@ def make_app(
         metrics: this process's metrics.
         registry: where they, and any others of the process, are registered.
     """
-    table = routes(reader=reader, archive=archive, predictor=predictor, registry=registry)
+    streams = Streams(reader=reader, archive=archive)
+    table = routes(reader=reader, archive=archive, predictor=predictor, registry=registry, streams=streams)
     roles = {route.handler: route.role for route in table}
     app = web.Application(
         client_max_size=MAX_BODY, middlewares=[observed(metrics), problems, authorized(authentication, roles)]
     )
+    app.on_shutdown.append(streams.close)
     for route in table:
         app.router.add_route(route.method, _pattern(route.path), route.handler)
     return app

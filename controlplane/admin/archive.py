@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -9,18 +10,19 @@ from typing import TYPE_CHECKING, TypeVar
 from controlplane.admin.errors import EtcdUnavailableError, RevisionGoneError
 from controlplane.admin.ports import Change
 from controlplane.etcd import CompactedError, EtcdError, EventKind, Put, Txn, Watch, absent, unchanged
-from schemas.codec import decode, encode
+from schemas.codec import RecordError, decode, encode
 from schemas.operations import Operation, PastEpoch, Recovery
 from schemas.records import Ack, EpochRecord, FaultReport, LeaderRecord, Record, Registration, Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
-    from controlplane.etcd import Etcd, Event
+    from controlplane.etcd import Etcd, Event, KeyValue
     from schemas.keys import Keys
     from schemas.vocabulary import Epoch
 
 Kept = TypeVar("Kept", bound=Record)
+LOG = logging.getLogger("eep.admin.archive")
 
 
 @contextmanager
@@ -121,11 +123,14 @@ class EtcdArchive:
         for prefix, (topic, kind) in self._topics.items():
             if event.key.startswith(prefix):
                 gone = event.kind is EventKind.DELETE
+                record = None if gone else _readable(event.item, kind)
+                if record is None and not gone:
+                    return None
                 return Change(
                     revision=event.item.mod_revision,
                     topic=topic,
                     key=event.key.removeprefix(prefix),
-                    record=None if gone else decode(event.item.value, kind, key=event.key),
+                    record=record,
                     last_of_revision=False,
                 )
         return None
@@ -138,7 +143,16 @@ class EtcdArchive:
     async def _all(self, prefix: str, kind: type[Kept]) -> list[Kept]:
         with _problems():
             listing = await self._etcd.get(prefix)
-        return [decode(item.value, kind, key=item.key) for item in listing]
+        return [record for item in listing if (record := _readable(item, kind)) is not None]
+
+
+def _readable(item: KeyValue, kind: type[Kept]) -> Kept | None:
+    """The record, or None for one that is damaged or newer than this build: the others are shown all the same."""
+    try:
+        return decode(item.value, kind, key=item.key)
+    except RecordError as error:
+        LOG.warning("%s", error)
+        return None
 
 
 def _began(recovery: Recovery) -> int:

@@ -6,6 +6,7 @@ resumes in the middle of a revision.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -47,20 +48,44 @@ def document(change: Change) -> str:
     return msgspec.json.encode(said).decode()
 
 
-async def follow(request: web.Request, *, reader: Reader, archive: Archive) -> EventSourceResponse:
-    """Stream until the client goes; a stream that cannot resume ends with one ``reset`` event that says why."""
-    after = decoding.last_event(request, default=reader.snapshot().revision)
-    async with sse_response(request, ping_interval=PING_S) as response:
-        await response.send("", event="open", id=str(after), retry=RETRY_MS)
+class Streams:
+    """The streams that are open; they end when the application does, or its end would wait for the last reader."""
+
+    def __init__(self, *, reader: Reader, archive: Archive) -> None:
+        self._reader = reader
+        self._archive = archive
+        self._open: set[EventSourceResponse] = set()
+
+    async def follow(self, request: web.Request) -> EventSourceResponse:
+        """Stream until the client goes; a stream that cannot resume ends with one ``reset`` event that says why."""
+        after = decoding.last_event(request, default=self._reader.snapshot().revision)
+        async with sse_response(request, ping_interval=PING_S) as response:
+            await response.send("", event="open", id=str(after), retry=RETRY_MS)
+            copying = asyncio.create_task(self._copy(response, after))
+            copying.add_done_callback(lambda _: response.stop_streaming())
+            self._open.add(response)
+            try:
+                await response.wait()  # until the copy ends, the reader does not answer pings, or ``close``
+            finally:
+                self._open.discard(response)
+                copying.cancel()
+                await asyncio.gather(copying, return_exceptions=True)
+        return response
+
+    async def _copy(self, response: EventSourceResponse, after: int) -> None:
         try:
-            async with aclosing(archive.changes(after=after)) as changes:
+            async with aclosing(self._archive.changes(after=after)) as changes:
                 async for change in changes:
                     await _send(response, change)
         except ProblemError as problem:
             await response.send(msgspec.json.encode(problem.document()).decode(), event="reset")
         except ConnectionResetError:
             pass  # the reader went away: that is how a stream ends
-    return response
+
+    async def close(self, _: web.Application) -> None:
+        """End every stream; their readers come back to another replica with their last id."""
+        for response in self._open:
+            response.stop_streaming()
 
 
 async def _send(response: EventSourceResponse, change: Change) -> None:

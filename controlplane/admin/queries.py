@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from controlplane.admin import decoding, events, reading
+from controlplane.admin import decoding, reading
 from controlplane.admin.answers import answer
 from controlplane.admin.errors import NotFoundError
 from controlplane.admin.views import epoch_row, operation_row, recovery_row
@@ -98,7 +98,3 @@ class Queries:
                 remedy="GET /v1/recoveries lists those that are.",
             )
         return answer(recovery_row(recovery))
-
-    async def events(self, request: web.Request) -> web.StreamResponse:
-        """``GET /v1/events``."""
-        return await events.follow(request, reader=self._reader, archive=self._archive)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from controlplane.admin.views import Cluster, Leader, Preparing, RankRow, member_ranks, missing_rows, when
+from controlplane.coordinator.cluster import headroom
 from schemas.placement import EMPTY
 from schemas.records import RankView
 from schemas.vocabulary import Cut, Rank, RankState
@@ -18,20 +19,6 @@ if TYPE_CHECKING:
     from controlplane.admin.ports import Snapshot
     from schemas.placement import Placement
     from schemas.records import Registration
-
-
-def headroom(placement: Placement, active: Iterable[Rank]) -> int:
-    """How many active ranks may be lost at once, whichever they are, with every expert still routed on a live one.
-
-    The rarest expert decides: one that stands on k active ranks survives the loss of any k − 1.
-    """
-    live = sorted(active)
-    routed = np.where(placement.weights > 0, placement.slots, EMPTY)[:, live]
-    copies = np.zeros((placement.n_layers, placement.n_experts), dtype=np.int64)
-    for layer in range(placement.n_layers):
-        for held in routed[layer]:
-            copies[layer, np.unique(held[held != EMPTY])] += 1
-    return max(int(copies.min()) - 1, 0)
 
 
 def capacity(placement: Placement, active: Iterable[Rank]) -> int:

@@ -9,7 +9,8 @@ import msgspec
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from controlplane.admin import Authentication, EtcdArchive, Snapshot, TokenFile, make_app
+from controlplane.admin import Authentication, EtcdArchive, Snapshot, TokenFile, make_app, routes
+from controlplane.admin.events import Streams
 from controlplane.telemetry import ControlPlaneMetrics
 from schemas.codec import encode
 from schemas.operations import PastEpoch, Phase, Prediction, Recovery
@@ -33,6 +34,18 @@ RANKS, EXPERTS, SLOTS = 4, 6, 3
 
 def as_bearer(token):
     return {"Authorization": f"Bearer {token}"}
+
+
+def table_of(instance):
+    """The route table of an app over ``instance``."""
+    streams = Streams(reader=instance, archive=instance.archive)
+    return routes(
+        reader=instance,
+        archive=instance.archive,
+        predictor=instance,
+        registry=CollectorRegistry(),
+        streams=streams,
+    )
 
 
 class Instance:

@@ -8,17 +8,17 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from controlplane.admin import Authentication, Role, TokenFile, make_app, routes
+from controlplane.admin import Authentication, Role, TokenFile, make_app
 from controlplane.admin.auth import TokenFileError, parse_tokens
 from controlplane.telemetry import ControlPlaneMetrics
-from tests.admin.instance import OPERATOR, TOKENS, VIEWER, as_bearer
+from tests.admin.instance import OPERATOR, TOKENS, VIEWER, as_bearer, table_of
 
 OPEN = {"/", "/livez", "/readyz", "/leader"}
 
 
 @pytest.fixture
 def table(instance):
-    return routes(reader=instance, archive=instance.archive, predictor=instance, registry=CollectorRegistry())
+    return table_of(instance)
 
 
 def filled(path):

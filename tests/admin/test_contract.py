@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import uuid
 from pathlib import Path
 
 import msgspec
 import pytest
-from aiohttp.test_utils import TestServer
 from openapi_spec_validator import validate
-from prometheus_client import CollectorRegistry
 
-from controlplane.admin import requests, routes, views
+from controlplane.admin import requests, views
 from controlplane.admin.contract import document
-from tests.admin.instance import OPERATOR
+from schemas.keys import Keys
+from tests.admin.instance import table_of
+from tests.admin.running import TOKEN, running
 
 METHODS = {"get", "post", "delete", "put", "patch"}
 STRUCTS = [
@@ -50,14 +51,14 @@ def test_the_contract_is_valid_openapi():
 
 
 def test_every_route_is_in_the_contract_and_every_path_of_it_is_a_route(instance):
-    table = routes(reader=instance, archive=instance.archive, predictor=instance, registry=CollectorRegistry())
+    table = table_of(instance)
     served = sorted((route.method, route.path) for route in table)
     assert served == sorted((method, path) for method, path, _ in operations())
     assert len(set(served)) == len(served)
 
 
 def test_the_contract_says_which_routes_need_no_token(instance):
-    table = routes(reader=instance, archive=instance.archive, predictor=instance, registry=CollectorRegistry())
+    table = table_of(instance)
     open_routes = {route.path for route in table if not route.role}
     assert {path for _, path, operation in operations() if operation.get("security") == []} == open_routes
 
@@ -84,21 +85,23 @@ SETTINGS = Path(__file__).with_name("schemathesis.toml")
 
 
 @pytest.mark.timeout(280)
-async def test_schemathesis_finds_nothing(instance, tmp_path):
-    async with TestServer(instance.app(tmp_path)) as server:
+async def test_schemathesis_finds_nothing_in_a_running_instance(one_etcd, tmp_path):
+    keys = Keys(f"t{uuid.uuid4().hex[:12]}")
+    async with running(tmp_path, one_etcd.endpoints[0], keys, replicas=1) as running_instance:
+        leader = await running_instance.leader()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "schemathesis.cli", "--config-file", str(SETTINGS)),
-            *("run", str(server.make_url("/openapi.json"))),
-            *("--header", f"Authorization: Bearer {OPERATOR}"),
+            *("run", f"{leader.url}/openapi.json"),
+            *("--header", f"Authorization: Bearer {TOKEN}"),
             *("--exclude-path", "/v1/events"),  # an endless stream: tests/admin/test_events.py
-            *("--max-examples", "12", "--seed", "7", "--request-timeout", "10", "--no-color"),
+            *("--max-examples", "8", "--seed", "7", "--request-timeout", "20", "--no-color"),
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
         try:
-            out, _ = await asyncio.wait_for(process.communicate(), 270)
+            out, _ = await asyncio.wait_for(process.communicate(), 240)
         finally:
             if process.returncode is None:
                 process.kill()

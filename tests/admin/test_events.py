@@ -118,3 +118,24 @@ async def test_an_id_that_is_none_is_refused(api, identity):
     answer = await api.get("/v1/events", headers={"Last-Event-ID": identity})
     assert answer.status == 400
     assert (await answer.json())["field"] == "header.Last-Event-ID"
+
+
+async def test_a_damaged_record_is_passed_by_and_the_rest_is_told(api, instance):
+    after = await instance.etcd.put(instance.keys.operation("bad"), b"\xff")
+    await instance.etcd.put(instance.keys.operation("worse"), b"\xff")
+    await write(instance, 1)
+    (event,) = await read(api, 1, query=f"?after={after}")
+    assert event.data["key"] == "op-1"
+    rows = (await (await api.get("/v1/operations")).json())["operations"]
+    assert [row["id"] for row in rows] == ["op-1"]
+
+
+async def test_an_open_stream_does_not_hold_up_the_end_of_the_server(instance, tmp_path):
+    client = instance.client(tmp_path)
+    await client.start_server()
+    answer = await client.get("/v1/events")
+    assert (await one(answer.content)).name == "open"
+    async with asyncio.timeout(5):  # aiohttp would give a stream that goes on a minute
+        await client.server.close()
+        assert await answer.content.read() == b""
+    await client.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.admin.reading import capacity, headroom
+from controlplane.admin.reading import capacity
+from controlplane.coordinator.cluster import headroom
 from schemas.operations import Operation, OperationKind
 from schemas.placement import EMPTY, Placement
 from schemas.records import Ack, EpochVersion
