@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 import time
 
 import numpy as np
@@ -82,3 +85,103 @@ def step(seat, routing, seed, tokens, k, layers):  # noqa: PLR0917 - they cross 
 
 def counters(seat):
     return seat.group.counters()
+
+
+def late_sync(seat, delay_s, phase=None):
+    """A rank that takes its time; ``phase``: what it declares meanwhile."""
+    if phase is not None:
+        seat.control.phase = phase
+        time.sleep(0.05)  # the heartbeat carries it to the peers within 20 ms
+    time.sleep(delay_s)
+    return sync(seat, 0)
+
+
+def fault_of(seat):
+    word = seat.control.fault()
+    return word.serial, word.epoch, word.layer, word.suspects, [kind.name for kind in word.evidence]
+
+
+def steps(seat, routing, tokens, count):
+    """Several checked steps; (last status, rounds that were wrong)."""
+    wrong = 0
+    for seed in range(count):
+        status, bad = step(seat, routing, seed, tokens, 2, seat.group.shape.n_layers)
+        wrong += bad
+        if status != _native.Status.OK:
+            break
+    return status, wrong
+
+
+def ticks_while_waiting(seat):
+    """How often another thread of this process ran while the stepping thread waited."""
+    ticks = 0
+    done = threading.Event()
+
+    def tick():
+        nonlocal ticks
+        while not done.wait(0.002):
+            ticks += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    status = sync(seat, 0)[0]
+    done.set()
+    ticker.join()
+    return status, ticks
+
+
+def sleep_until_rung(seat, timeout_s):
+    """What an idle engine does: look, sleep on the doorbell, look again."""
+    fd = seat.group.doorbell_fd()
+    try:
+        looks = []
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            looks.append(seat.group.sync_arrived())
+            if looks[-1]:
+                break
+            select.select([fd], [], [], timeout_s)
+        return looks
+    finally:
+        os.close(fd)
+
+
+def reentered(seat):
+    """Messages of a second sync while one waits."""
+    first = threading.Thread(target=sync, args=(seat, 0))
+    first.start()
+    time.sleep(0.05)
+    try:
+        sync(seat, 0)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        first.join()
+    return ""
+
+
+def resources(seat):
+    """(open descriptors, mappings, inodes of the chunks that healthy peers write into)."""
+    inodes = []
+    for peer in sorted(seat.group.linked()):
+        fd = seat.group.inbox_fd(peer)
+        inodes.append((peer, os.fstat(fd).st_ino))
+        os.close(fd)
+    with open("/proc/self/maps", encoding="ascii") as maps:  # noqa: PTH123 - a file of the kernel's
+        return len(os.listdir("/proc/self/fd")), sum(1 for _ in maps), inodes  # noqa: PTH208
+
+
+def idle_share(seat, seconds):
+    """Share of a processor that a rank takes while it does nothing."""
+    began = time.process_time()
+    time.sleep(seconds)
+    return (time.process_time() - began) / seconds
+
+
+def chunk_fd(seat, source):
+    """Descriptor number of a chunk in this rank, for the parent to open through /proc."""
+    return seat.group.inbox_fd(source)
+
+
+def renew(seat, source):
+    os.close(seat.group.renew_inbox(source))
