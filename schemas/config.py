@@ -84,7 +84,7 @@ class EtcdConfig(Section, frozen=True, kw_only=True):
     """All attempts of one call together."""
     probe_interval_s: Seconds = 0.3
     """A quiet watch asks for a sign of life this often."""
-    silence_timeout_s: Seconds = 0.5
+    silence_timeout_s: Seconds = 0.4
     """A probe unanswered for this long makes the member suspect."""
     confirm_timeout_s: Seconds = 0.4
     """A suspect member that does not answer a read within this is left; the three together bound the failover."""

@@ -68,11 +68,12 @@ def test_a_quiet_stream_is_asked_and_a_silent_one_is_confirmed():
     assert pulse.wait(0.1) == pytest.approx(0.2)
     assert pulse.step(0.3) is Step.ASK
     pulse.asked(0.3)
-    assert pulse.step(0.79) is Step.WAIT
-    assert pulse.step(0.8) is Step.CONFIRM
-    pulse.heard(0.8)
-    assert pulse.step(0.9) is Step.WAIT, "any message is a sign of life"
-    assert pulse.step(1.1) is Step.ASK
+    silent = 0.3 + CONFIG.silence_timeout_s
+    assert pulse.step(silent - 0.01) is Step.WAIT
+    assert pulse.step(silent) is Step.CONFIRM
+    pulse.heard(silent)
+    assert pulse.step(silent + 0.1) is Step.WAIT, "any message is a sign of life"
+    assert pulse.step(silent + CONFIG.probe_interval_s) is Step.ASK
 
 
 def test_the_defaults_leave_a_hung_member_within_the_contract():
@@ -86,5 +87,5 @@ def test_a_member_may_lag_for_a_moment_but_not_for_long():
     assert pulse.answered(0.3, behind=True)
     assert pulse.answered(0.4, behind=False)
     assert pulse.answered(0.5, behind=True), "the count begins anew"
-    assert pulse.answered(0.9, behind=True)
-    assert not pulse.answered(1.0, behind=True)
+    assert pulse.answered(0.5 + 0.9 * CONFIG.silence_timeout_s, behind=True)
+    assert not pulse.answered(0.5 + 1.1 * CONFIG.silence_timeout_s, behind=True)
