@@ -14,6 +14,7 @@ import pytest
 from schemas.keys import Keys
 from tests.admin.running import TOKEN, running
 from tests.telemetry.otlp_sink import otlp_sink
+from tools.etcd.local import LocalEtcd
 
 pytestmark = pytest.mark.timeout(150)
 DRAIN = {"reason": "fan is loud"}
@@ -90,6 +91,26 @@ async def test_a_request_repeated_after_its_leader_was_killed_is_performed_once(
         planned = (await instance.get(successor, "/v1/epochs"))["epochs"]
         assert len([row for row in planned if row["epoch"] > before and 3 not in row["members"]]) >= 1
         assert done["safe_to_terminate"] == [3]
+
+
+async def test_while_etcd_is_away_the_api_shows_what_was_last_known_and_refuses_changes(keys, tmp_path):
+    with LocalEtcd(members=1) as etcd:
+        async with running(tmp_path, etcd.endpoints[0], keys, replicas=1) as instance:
+            leader = await instance.leader()
+            etcd.members[0].signal(signal.SIGSTOP)
+            page = await instance.until(lambda page: page.get("etcd_connected") is False)
+            assert (page["members"], page["epoch"] > 0) == ([0, 1, 2, 3], True)
+            async with instance.session.get(f"{leader.url}/readyz") as answer:
+                assert answer.status == 503
+            async with instance.session.post(f"{leader.url}/v1/ranks/3:cordon", json=DRAIN) as answer:
+                assert answer.status == 503
+                assert answer.headers["Retry-After"] == "1"
+                assert (await answer.json())["remedy"]
+            code, out, _ = await eepctl(leader.url, "status")
+            assert code == 0
+            assert "etcd does not answer" in out
+            etcd.members[0].signal(signal.SIGCONT)
+            await instance.until(lambda page: page.get("etcd_connected") and page["leader"])
 
 
 async def test_the_stream_tells_a_recovery_and_resumes_at_another_replica(one_etcd, keys, tmp_path):
