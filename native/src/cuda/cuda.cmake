@@ -19,13 +19,17 @@ if(NOT EEP_CUDA STREQUAL OFF)
     find_package(CUDAToolkit 12.5)
   endif()
   if(CMAKE_CUDA_COMPILER AND CUDAToolkit_FOUND AND TARGET CUDA::cudart_static)
-    set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    # CMake 3.25 does not know this dialect's flag for nvcc, which has it since release 12.0.
+    foreach(flavour STANDARD EXTENSION)
+      if(NOT CMAKE_CUDA20_${flavour}_COMPILE_OPTION)
+        set(CMAKE_CUDA20_${flavour}_COMPILE_OPTION "-std=c++20")
+      endif()
+    endforeach()
     pybind11_add_module(_cuda
       src/cuda/bindings.cpp src/cuda/driver.cpp src/cuda/memory.cpp src/cuda/rank.cpp src/cuda/kernels.cu src/cpu/tables.cpp)
     target_include_directories(_cuda PRIVATE src)
     # Static and without the driver: the module is imported on machines that have neither.
-    set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_ARCHITECTURES "${EEP_CUDA_ARCHITECTURES}"
+    set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 20 CUDA_ARCHITECTURES "${EEP_CUDA_ARCHITECTURES}"
       INTERPROCEDURAL_OPTIMIZATION OFF)
     target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
     target_compile_options(_cuda PRIVATE
