@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from schemas.messages import Hello, Prepared
     from schemas.vocabulary import Epoch, Rank
 
-_START_S = 180.0
+_START_S = 300.0
 """An engine imports SGLang for 20 s alone on two cores; four at once take about four times as long."""
 
 
 class EngineStartError(RuntimeError):
-    """An engine ended before it was ready; the message has the end of its log."""
+    """An engine ended before it was ready, or was not in time; the message has the end of its log."""
 
 
 @dataclass
@@ -131,7 +131,7 @@ class BareCluster:
         """Start an engine for ``rank`` as a new incarnation and wait until it is ready to prepare.
 
         Raises:
-            EngineStartError: it ended instead.
+            EngineStartError: it ended instead, or took too long.
         """
         former = self.engines.pop(rank, None)
         if former is not None:
@@ -155,7 +155,10 @@ class BareCluster:
             if engine.process.ended() is not None:
                 ready.cancel()
                 raise EngineStartError(engine.process.last_lines())
-        await ready
+        try:
+            await ready
+        except TimeoutError as error:
+            raise EngineStartError(f"not ready after {_START_S:.0f} s: {engine.process.last_lines()}") from error
 
     def kill(self, rank: Rank) -> None:
         """SIGKILL the whole process tree of a rank."""
