@@ -51,12 +51,20 @@ def _best_bound(row: dict[str, Any], key: str) -> float:
     return float(max(row["lp_bound"][key], row["integer_bound"][key]))
 
 
+def _ours_over(other: str, key: str) -> Callable[[dict[str, Any]], float]:
+    return lambda row: float(row["ours"][key] / row[other][key])
+
+
+def _repaired_over_bound(key: str) -> Callable[[dict[str, Any]], float]:
+    return lambda row: float(row["with_budget"][key] / _best_bound(row, key))
+
+
 def _balance(rows: list[dict[str, Any]]) -> list[Line]:
     lines = [
         _line(
             f"balance ÷ EPLB global, {key} layer: ≤ 1.01",
             rows,
-            lambda row, key=key: row["ours"][key] / row["eplb_global"][key],
+            _ours_over("eplb_global", key),
             1.01,
         )
         for key in ("mean", "worst")
@@ -65,7 +73,7 @@ def _balance(rows: list[dict[str, Any]]) -> list[Line]:
         _line(
             f"balance ÷ EPLB default, {key} layer: ≤ 1.00",
             rows,
-            lambda row, key=key: row["ours"][key] / row["eplb_default"][key],
+            _ours_over("eplb_default", key),
             1.0,
         )
         for key in ("mean", "worst")
@@ -78,7 +86,7 @@ def _balance(rows: list[dict[str, Any]]) -> list[Line]:
             _line(
                 f"balance ÷ LP bound where whole copies can reach it, {key} layer: ≤ 1.03",
                 feasible,
-                lambda row, key=key: row["ours"][key] / row["lp_bound"][key],
+                _ours_over("lp_bound", key),
                 1.03,
             )
         )
@@ -87,7 +95,7 @@ def _balance(rows: list[dict[str, Any]]) -> list[Line]:
                 _line(
                     f"balance ÷ integer bound where they cannot, {key} layer: ≤ 1.03",
                     other,
-                    lambda row, key=key: row["ours"][key] / row["integer_bound"][key],
+                    _ours_over("integer_bound", key),
                     1.03,
                 )
             )
@@ -108,7 +116,7 @@ def _repair(rows: list[dict[str, Any]]) -> list[Line]:
     ]
     for key in ("mean", "worst"):
         good = [row for row in rows if row["with_budget"][key] <= 1.05 * _best_bound(row, key)]
-        value, where = _worst(rows, lambda row, key=key: row["with_budget"][key] / _best_bound(row, key))
+        value, where = _worst(rows, _repaired_over_bound(key))
         lines.append(
             Line(
                 f"balance after repair with 1 % of the slots, {key} layer: ≤ 1.05 × bound",
