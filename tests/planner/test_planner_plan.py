@@ -79,7 +79,7 @@ def test_a_better_plan_from_the_live_placement_leaves_most_slots_alone():
 
     answer = plan(topology, drifted, live=live)
 
-    assert answer.explanation.balance.worst < 1.015
+    assert answer.explanation.balance.worst < 1.03
     assert written(live, answer.placement) < 0.05 * live.slots.size
     assert answer.explanation.needed == 0
 

@@ -8,7 +8,7 @@ namespace planner {
 
 namespace {
 
-constexpr double kSearching = 1e-4;  // of the ideal pressure: how exactly loads are split while looking for moves
+constexpr double kSearching = 5e-4;  // of the ideal pressure: how exactly loads are split while looking for moves
 constexpr double kWorthwhile = 1e-6;   // of the energy of one rank at the ideal pressure
 constexpr int kSweeps = 8;             // over all exchanges that cost nothing; most end after two or three
 constexpr int kHottest = 3;  // ranks whose experts are candidates for another copy, most pressed first
@@ -253,7 +253,9 @@ void improve(Layer& layer, const Effort& effort, Frontier* frontier) {
     best = layer;
   }
   record(0, lowest);
-  for (int round = 0; round < effort.rounds && lowest > layer.ideal() * (1 + effort.tolerance); ++round) {
+  // Without a budget polish() has done all there is.
+  const int rounds = effort.budget == 0 ? 0 : effort.rounds;
+  for (int round = 0; round < rounds && lowest > layer.ideal() * (1 + effort.tolerance); ++round) {
     const Move move = improver.best(effort.budget - spent);
     if (move.kind == Move::Kind::kNothing || move.gain <= kWorthwhile * energy(layer)) break;
     apply(layer, move);

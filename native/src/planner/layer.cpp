@@ -8,6 +8,7 @@ namespace planner {
 namespace {
 
 constexpr int kSweeps = 400;        // a bound, not a setting: settle() ends by tolerance long before
+constexpr double kStride = 1.5;   // successive over-relaxation: chains of experts even out in far fewer rounds
 constexpr int kLook = 64;        // experts levelled between two looks at whether it is even enough already
 constexpr double kEven = 5;      // … which it is within this many tolerances of the ideal: nothing can be better
 constexpr int kStackCopies = 128;   // MAX_RANKS of an instance; wider simulations spill to the heap
@@ -157,7 +158,7 @@ void Layer::level(int expert) {
     const double base_a = load_[ra] - share_[a], base_b = load_[rb] - share_[b];
     const double sa = ranks_->speed[ra], sb = ranks_->speed[rb];
     const double even = (base_a + base_b + demand) / (sa + sb) * sa - base_a;
-    const double share = std::clamp(even, 0.0, demand);
+    const double share = std::clamp(share_[a] + stride_ * (even - share_[a]), 0.0, demand);
     set_share(a, share);
     return set_share(b, demand - share);
   }
@@ -199,6 +200,7 @@ void Layer::settle(double tolerance) {
   if (tolerance * ideal_ < tolerance_)
     for (int e = 0; e < ranks_->experts; ++e) wake(e);
   tolerance_ = tolerance * ideal_;
+  stride_ = kStride;
   for (long long left = static_cast<long long>(kSweeps) * ranks_->experts; waiting_ > 0 && left > 0; --left) {
     const int expert = queue_[first_];
     first_ = (first_ + 1) % queue_.size();
@@ -206,12 +208,13 @@ void Layer::settle(double tolerance) {
     queued_[expert] = 0;
     if (left % kLook == 0 && worst() <= ideal_ * (1 + kEven * tolerance)) {
       wake(expert);
-      return;
+      break;
     }
     levelling_ = expert;
     level(expert);
     levelling_ = kNone;
   }
+  stride_ = 1;
 }
 
 }  // namespace planner

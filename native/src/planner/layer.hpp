@@ -19,10 +19,11 @@ struct Ranks {
   std::vector<int> host;         // copies are spread over hosts where that costs little, whatever must be survived
   std::vector<double> speed;     // relative throughput by rank
   double total_speed = 0;        // over ranks with capacity
+  std::vector<int> rank_of;      // by slot: a division for each look-up would cost a third of all planning
 
   int slots() const { return count * width; }
-  int rank(int slot) const { return slot / width; }
-  bool usable(int slot) const { return slot % width < capacity[rank(slot)]; }
+  int rank(int slot) const { return rank_of[slot]; }
+  bool usable(int slot) const { return slot - rank(slot) * width < capacity[rank(slot)]; }
 };
 
 // Invariant: load(r) is the sum of share(s) over the slots of r, and the shares of one expert add up to its demand as
@@ -87,7 +88,7 @@ class Layer {
   std::vector<double> share_, load_, inverse_speed_;
 
   // What settle() still has to look at: a ring of experts, and each rank's change of load that nobody has answered yet.
-  double tolerance_ = 0;
+  double tolerance_ = 0, stride_ = 1;
   int levelling_ = kNone;
   std::size_t first_ = 0, waiting_ = 0;
   std::vector<double> unsettled_;

@@ -25,6 +25,8 @@ Ranks make_ranks(const Array<int>& capacity, const Array<int>& domain, const Arr
   ranks.width = width;
   ranks.experts = experts;
   ranks.copies = copies;
+  ranks.rank_of.resize(static_cast<std::size_t>(ranks.slots()));
+  for (int s = 0; s < ranks.slots(); ++s) ranks.rank_of[s] = s / width;
   ranks.capacity.assign(capacity.data(), capacity.data() + capacity.size());
   ranks.domain.assign(domain.data(), domain.data() + domain.size());
   ranks.host.assign(host.data(), host.data() + host.size());

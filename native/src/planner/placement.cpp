@@ -12,6 +12,7 @@ namespace planner {
 namespace {
 
 constexpr double kExact = 2e-5;  // of the ideal pressure; the routing weights resolve about 1e-3
+constexpr double kPrepared = 2e-4;  // … of plans that are made ahead
 constexpr int kNoLimit = 1 << 28;
 constexpr double kContingencyTolerance = 5e-3;  // hundreds of plans are made ahead; most are never used
 
@@ -177,7 +178,6 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
     improve(layer, effort);
     return result;
   }
-  layer.settle(kExact);
   result.uncovered = cover(layer);
   // Everyone gets an even part of the budget for survivability; what is left over helps the worst layers' balance.
   const int part = bounded ? static_cast<int>(stages.budget / live.layers + (index < stages.budget % live.layers)) : kNoLimit;
@@ -254,11 +254,11 @@ std::vector<Outcome> contingencies(const Ranks& ranks, const Live& live, const s
     for (std::size_t i = 0; i < lost.size(); ++i) {
       Layer layer = before;
       layer.bereave(survivors[i]);
-      layer.settle(kExact);
       uncovered[i * live.layers + l] = cover(layer);
       Effort effort;
       effort.tolerance = kContingencyTolerance;
       improve(layer, effort);
+      layer.settle(kPrepared);
       const std::size_t at = (i * live.layers + l) * ranks.slots();
       write(layer, out.slots + at, out.weights + at);
       finish(outcomes[i], layer, l);
