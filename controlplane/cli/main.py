@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import change, look
+from controlplane.cli import change, look, ops
 from controlplane.cli.exits import UsageError
 from controlplane.cli.settings import resolve
 
@@ -55,6 +55,7 @@ def connect(
 
 look.register(app)
 change.register(app)
+app.add_typer(ops.operations, name="ops")
 
 
 def main() -> None:

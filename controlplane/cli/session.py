@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 Result = TypeVar("Result")
+WAIT_S = 600.0
+"""Patience of --wait unless told otherwise."""
 
 OutputFlag = Annotated[Output, typer.Option("--output", "-o", help="table, wide or json.")]
 Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; shown with who and when.")]
@@ -60,54 +63,61 @@ def confirm(question: str, *, yes: bool) -> None:
     typer.confirm(question, abort=True)
 
 
-async def change(
-    api: Api,
-    path: str,
-    body: Mapping[str, object],
-    *,
-    dry_run: bool = False,
-    follow: bool = False,
-    wait_s: float = 600.0,
-    epoch: int = 0,
-    ask: str = "",
-    yes: bool = False,
-    output: Output = Output.TABLE,
-) -> None:
-    """One change from prediction to end, as the flags have it.
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """The flags that all changes share.
 
-    Args:
-        api: the client.
-        path: what to POST to.
-        body: what to say.
+    Attributes:
         dry_run: show the prediction and stop.
-        follow: wait for the end.
-        wait_s: for how long.
+        follow: wait for the end, for ``wait_s`` seconds.
         epoch: the epoch that must still be committed, 0 for any.
         ask: a question to put, below the prediction, before something that destroys; empty asks nothing.
         yes: do not put it.
         output: how the result is shown.
+    """
+
+    dry_run: bool = False
+    follow: bool = False
+    wait_s: float = WAIT_S
+    epoch: int = 0
+    ask: str = ""
+    yes: bool = False
+    output: Output = Output.TABLE
+
+    def asking(self, question: str) -> How:
+        """The same, with a question."""
+        return replace(self, ask=question)
+
+
+def submit(context: typer.Context, path: str, said: Mapping[str, object], how: How) -> None:
+    """A command that is one change and nothing else."""
+    perform(context, lambda api: change(api, path, said, how))
+
+
+async def change(api: Api, path: str, said: Mapping[str, object], how: How) -> None:
+    """One change from prediction to end: ``said`` is POSTed to ``path``.
 
     Raises:
         CliError: refused, unreachable, failed, or waited too long.
     """
-    if dry_run or (ask and not yes):
-        predicted = await api.change("POST", path, body, dry_run=True, epoch=epoch)
-        _show(predicted, pages.forecast(predicted), output=output)
-        if dry_run:
+    if how.dry_run or (how.ask and not how.yes):
+        predicted = await api.change("POST", path, said, dry_run=True, epoch=how.epoch)
+        _show(predicted, pages.forecast(predicted), output=how.output)
+        if how.dry_run:
             return
-        confirm(ask, yes=yes)
-    operation = await api.change("POST", path, body, epoch=epoch)
-    await settle(api, operation, follow=follow, wait_s=wait_s, output=output)
+        confirm(how.ask, yes=how.yes)
+    operation = await api.change("POST", path, said, epoch=how.epoch)
+    await settle(api, operation, how)
 
 
-async def settle(api: Api, operation: dict[str, Any], *, follow: bool, wait_s: float, output: Output) -> None:
+async def settle(api: Api, operation: dict[str, Any], how: How) -> None:
     """Wait for an accepted operation if asked to, and say how it stands."""
-    if follow:
-        operation = await waiting.wait(api, operation, deadline_s=wait_s, console=Console(stderr=True))
+    if how.follow:
+        operation = await waiting.wait(api, operation, deadline_s=how.wait_s, console=Console(stderr=True))
     told = f"{operation['kind']} {operation['id']}: {operation['state']}"
     told += f" · epoch {operation['epoch']}" if operation["epoch"] else ""
     told += f" · {operation['message']}" if operation["message"] else ""
-    _show(operation, told, output=output)
+    _show(operation, told, output=how.output)
 
 
 def _show(document: dict[str, Any], words: object, *, output: Output) -> None:
