@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import aiohttp
 import msgspec
 
+from controlplane.gateway.errors import UnavailableError
 from controlplane.gateway.generation import (
     Abandoned,
     Abort,
@@ -65,10 +66,12 @@ class Carrier:
         self._deliver = deliver
         self._attempt: _Attempt | None = None
         self._lost_on: set[tuple[int, int]] = set()
+        self._started = 0.0
 
     def start(self) -> None:
         """Ask for the first rank."""
         self._ranks.carriers.add(self)
+        self._started = time.monotonic()
         self._feed(Begin())
 
     def stop(self, error: GatewayError) -> None:
@@ -165,6 +168,8 @@ class Carrier:
     def _broke(self, route: Route, attempt: _Attempt, reason: str) -> None:
         self._ranks.suspect(route)
         self._lost_on.add(route.key)
+        if not (attempt.accepted or self.generation.tokens) and self._ranks.patience_ended(self._started):
+            self._feed(Abandoned(UnavailableError(f"no rank takes the request: {reason}", retry_after_s=1.0)))
         self._feed(Lost(attempt.number, f"rank {route.rank}: {reason}", attempt.accepted))
 
     async def _converse(self, route: Route, attempt: _Attempt, body: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ class Patience:
     progress_tokens: int = 4
     """Tokens from one rank that count as progress."""
     attempts: int = 32
-    """Times it is sent in all, whatever the reason."""
+    """Ranks that may begin on it and not finish, whatever the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,7 @@ class Generation:
     done: bool = False
     attempt: int = 0
     _strikes: int = 0
+    _begun: int = 0
     _progress: int = 0
 
     def __post_init__(self) -> None:
@@ -266,11 +267,13 @@ class Generation:
         return [piece, Abort(self.attempt), Finish("stop", matched)]
 
     def _refused(self, refusal: Refusal) -> list[Instruction]:
+        self._begun += 1
         if refusal.final:
             return self._fail(RefusedByRankError(refusal.message))
         return self._again(settle=False)
 
     def _lost(self, reason: str, *, accepted: bool) -> list[Instruction]:
+        self._begun += accepted
         struck = accepted and self._progress < self.patience.progress_tokens
         if struck:
             self._strikes += 1
@@ -289,8 +292,8 @@ class Generation:
             self.done = True
             tail = self._tail()
             return [Piece(ids=(), text=tail), finish] if tail else [finish]
-        if self.attempt >= self.patience.attempts:
-            said = f"{self.attempt} ranks were tried and none could finish the answer; try again later"
+        if self._begun >= self.patience.attempts:
+            said = f"{self._begun} times a rank began on the answer and could not finish it; try again later"
             return self._fail(GivenUpError(said))
         if self.tokens:
             self.resumed += 1

@@ -89,7 +89,10 @@ def resume_facts(generation: Generation) -> dict[str, Any]:
 
 
 def checked(sampling: Sampling, *, vocabulary: int, seeded_ranks: bool) -> Sampling:
-    """``sampling`` unchanged, once every value is known to be in range.
+    """``sampling``, once every value is known to be in range.
+
+    On seeded ranks a draw without ``top_k`` gets one that cuts nothing: SGLang numbers the candidates by token without
+    it and by likelihood with it, for the whole batch (``layers/sampler.py``), so a neighbour would change the draw.
 
     Raises:
         BadRequestError: a value no rank would take; it must not reach one, some assert and die.
@@ -109,6 +112,8 @@ def checked(sampling: Sampling, *, vocabulary: int, seeded_ranks: bool) -> Sampl
     for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", _ids(sampling.logit_bias))):
         for token in ids:
             between(name, token, 0, vocabulary - 1)
+    if seeded_ranks and not sampling.greedy and sampling.top_k == -1:
+        return msgspec.structs.replace(sampling, top_k=vocabulary)
     return sampling
 
 

@@ -121,6 +121,10 @@ class Ranks:
             return self._router.choose(prompt, self.routes.table, now=float("inf"))
         return None
 
+    def patience_ended(self, since: float) -> bool:
+        """A request that began at ``since`` (monotonic) has waited for its first rank long enough."""
+        return time.monotonic() - since >= self._config.no_rank_wait_s
+
     def release(self, route: Route) -> None:
         """An answer no longer needs ``route``."""
         self._router.end(route)

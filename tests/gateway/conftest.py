@@ -84,6 +84,11 @@ class Client:
     def metric(self, name, **labels):
         return self.registry.get_sample_value(name, labels)
 
+    def in_the_middle_on(self, rank):
+        """Whether an answer on ``rank`` has some of its tokens."""
+        carriers = (each for each in self.service.ranks.carriers if each.route and each.route.rank == rank)
+        return any(len(each.generation.tokens) >= 5 for each in carriers)
+
     async def until(self, condition):
         async with asyncio.timeout(10):
             while not condition():  # what is waited for is in another process's hands

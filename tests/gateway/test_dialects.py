@@ -240,4 +240,6 @@ async def test_min_p_never_reaches_seeded_ranks(gateway):
         status, _, body = await client.generate(temperature=0.7, min_p=0.1)
         assert (status, body["error"]["param"], rank.bodies) == (400, "min_p", [])
         assert (await client.generate(temperature=0.7))[1]["EEP-Resume-Exact"] == "true"
-        assert rank.bodies[0]["sampling_params"]["sampling_seed"] >= 0
+        params = rank.bodies[0]["sampling_params"]
+        assert params["sampling_seed"] >= 0
+        assert params["top_k"] == 2048, "a neighbour with top_k would change how candidates are numbered"

@@ -101,6 +101,15 @@ async def test_a_refused_connection_costs_nothing(gateway):
         assert all(line["ending"] == "completed" for line in client.ended())
 
 
+async def test_a_rank_that_the_epoch_has_but_nobody_reaches_is_503(gateway):
+    gone = Rank()
+    async with gone:
+        pass
+    async with gateway(gone, no_rank_wait_s=0.2) as client:
+        status, headers, body = await client.generate()
+        assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "no_rank", "1")
+
+
 async def test_a_poisonous_request_is_given_up_and_the_rest_of_the_cluster_survives(gateway):
     async with AsyncExitStack() as stack:
         deadly = await start(stack, *({"cut_at": 0} for _ in range(4)))
@@ -236,7 +245,7 @@ async def test_many_streams_through_many_faults_are_all_exact_and_end_once(gatew
             prompts = [[20 + number, 30 + number] for number in range(24)]
             asks = [asyncio.create_task(client.generate(60, prompt=prompt)) for prompt in prompts]
             for victim in (0, 2):
-                await asyncio.sleep(0.06)
+                await client.until(lambda victim=victim: client.in_the_middle_on(victim))
                 ranks[victim].cut_at = 0
                 client.serve(*(rank for rank in ranks if rank.cut_at is None))
             bodies = [(await ask)[2] for ask in asks]

@@ -134,9 +134,16 @@ def test_ranks_that_die_under_a_request_that_gets_on_do_not_count_against_it():
 def test_a_connection_that_was_never_accepted_does_not_count_against_it():
     made = generation(patience=Patience(strikes=1, attempts=5))
     made.handle(Begin())
-    for attempt in range(1, 5):
+    for attempt in range(1, 50):
         assert isinstance(made.handle(Lost(attempt, "refused", accepted=False))[0], Send)
-    assert isinstance(made.handle(Lost(5, "refused", accepted=False))[-1].error, GivenUpError)
+
+
+def test_ranks_that_keep_failing_end_it():
+    made = generation(patience=Patience(attempts=5))
+    made.handle(Begin())
+    for attempt in range(1, 5):
+        assert isinstance(made.handle(Received(attempt, Refusal(500, "internal")))[0], Send)
+    assert isinstance(made.handle(Received(5, Refusal(500, "internal")))[-1].error, GivenUpError)
 
 
 def test_what_one_rank_calls_invalid_no_other_is_asked():
