@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,9 @@ def host_share(
     if host not in hosts:
         raise ValueError(f"[worker] backup_hosts = {list(hosts)}: this host is {host!r}; add it, or set [worker] host")
     total = layers * experts
-    first = round(total * hosts.index(host) / len(hosts))
-    return tuple(sorted(divmod((first + i) % total, experts) for i in range(round(total * share))))
+    first = total * hosts.index(host) // len(hosts)
+    length = min(total, math.ceil(total * share - 1e-9))  # up: rounding must not leave a gap between two arcs
+    return tuple(sorted(divmod((first + i) % total, experts) for i in range(length)))
 
 
 class HostBackup:
