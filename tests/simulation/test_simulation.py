@@ -1,0 +1,44 @@
+"""A sample of seeds, the same story twice, and three broken builds that must not get away with it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tools.simulation.broken import Broken
+from tools.simulation.simulate import campaign, simulate
+
+CAUGHT_WITHIN = 60
+"""Seeds until each broken build must have been found out."""
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_no_invariant_is_violated():
+    for verdict in campaign(range(10_000, 10_060), what=Broken.NOTHING, jobs=2):
+        assert verdict.problems == (), f"tools/simulate --seed {verdict.seed}"
+
+
+def test_a_seed_tells_the_same_story_every_time():
+    first, second = simulate(4711), simulate(4711)
+    assert first == second
+    assert first.epochs > 1
+
+
+@pytest.mark.parametrize("what", [Broken.UNFENCED, Broken.SINGLE_PHASE, Broken.SLOT_REUSE])
+def test_a_broken_build_is_caught(what):
+    expected = {
+        Broken.UNFENCED: "invariant 3",
+        Broken.SINGLE_PHASE: "without having been prepared",
+        Broken.SLOT_REUSE: "invariant 6",
+    }
+    for verdict in campaign(range(CAUGHT_WITHIN), what=what, jobs=1):
+        if any(expected[what] in problem for problem in verdict.problems):
+            return
+    raise AssertionError(f"{what} was not caught within {CAUGHT_WITHIN} seeds")

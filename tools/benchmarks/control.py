@@ -1,0 +1,380 @@
+"""``tools/bench control``: how long the control plane takes from an event to the last worker's knowing, on real etcd.
+
+The control plane is two real processes; workers are simulated in this one: each has a registration, its own watch of
+the epoch and its acknowledgements, as the agent has. Clients are shared by ``WORKERS_PER_CLIENT`` of them.
+"commit → last delivery" counts from the leader's decision, so it includes the transaction itself: an upper bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import psutil
+
+from controlplane.etcd import EtcdClient, EtcdError, LoopLease, Watch
+from schemas.codec import decode, encode
+from schemas.config import EtcdConfig
+from schemas.keys import Keys
+from schemas.records import Ack, EpochRecord, FaultReport, LeaderRecord, Registration, Suspicion
+from schemas.vocabulary import Evidence
+from tools.etcd.local import LocalEtcd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WORKERS_PER_CLIENT = 32
+DEADLINE_S = 60.0
+TRIALS = {8: 20, 32: 20, 128: 10, 512: 5}
+
+
+@dataclass
+class Seen:
+    """Deliveries of epoch records, by committed epoch: when each worker got it, wall clock ns."""
+
+    records: dict[int, EpochRecord] = field(default_factory=dict)
+    at: dict[int, dict[int, int]] = field(default_factory=dict)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def note(self, rank: int, record: EpochRecord) -> None:
+        """A worker got a record."""
+        epoch = record.committed.epoch
+        self.records.setdefault(epoch, record)
+        self.at.setdefault(epoch, {}).setdefault(rank, time.time_ns())
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """Wait for it, at most ``DEADLINE_S``."""
+        async with asyncio.timeout(DEADLINE_S), self.changed:
+            await self.changed.wait_for(what)
+
+
+class Worker:
+    """One simulated rank."""
+
+    def __init__(self, etcd: EtcdClient, keys: Keys, rank: int, lease: int, seen: Seen) -> None:
+        self._etcd, self._keys, self.rank, self._lease, self._seen = etcd, keys, rank, lease, seen
+        self.incarnation = 1
+
+    async def register(self) -> None:
+        """Be ready."""
+        registration = Registration(
+            rank=self.rank,
+            incarnation=self.incarnation,
+            host=f"host{self.rank // 8}",
+            slots=4,
+            layers=2,
+            experts=8,
+            expert_bytes=1,
+            model="bench",
+            checkpoint="sum",
+            ready=True,
+        )
+        await self._etcd.put(self._keys.rank(self.rank), encode(registration), lease=self._lease)
+
+    async def follow(self) -> None:
+        """Acknowledge whatever is asked."""
+        async with aclosing(Watch(self._etcd, self._keys.epoch).changes()) as changes:
+            async for change in changes:
+                for event in change.events:
+                    if event.item.value:
+                        record = decode(event.item.value, EpochRecord, key=event.key)
+                        await self._seen.note(self.rank, record)
+                        await self._acknowledge(record)
+
+    async def _acknowledge(self, record: EpochRecord) -> None:
+        versions = [record.committed, *([record.preparing] if record.preparing else [])]
+        named = any(m.rank == self.rank and m.incarnation == self.incarnation for v in versions for m in v.members)
+        if not named:
+            return
+        version = versions[-1]
+        ack = Ack(
+            rank=self.rank,
+            incarnation=self.incarnation,
+            epoch=version.epoch,
+            prepared=True,
+            activated=record.preparing is None,
+        )
+        await self._etcd.put(self._keys.ack(version.epoch, self.rank), encode(ack), lease=self._lease)
+
+    async def die(self) -> int:
+        """Report the own engine's death; the time just before it was sent."""
+        report = FaultReport(
+            reporter=self.rank,
+            incarnation=self.incarnation,
+            epoch=0,
+            suspicions=(Suspicion(self.rank, self.incarnation, Evidence.DEAD, "bench"),),
+        )
+        began = time.time_ns()
+        await self._etcd.put(self._keys.report(self.rank), encode(report), lease=self._lease)
+        return began
+
+
+@dataclass
+class Replica:
+    """A real control-plane process."""
+
+    name: str
+    config: Path
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it."""
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "controlplane",
+            "--config",
+            str(self.config),
+            "--replica",
+            self.name,
+            "--log-level",
+            "ERROR",
+        )
+
+    async def end(self, number: signal.Signals) -> None:
+        """Signal it and wait for its end."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(number)
+            async with asyncio.timeout(20):
+                await self.process.wait()
+
+
+class Bench:
+    """One instance of some size on one etcd."""
+
+    def __init__(self, endpoints: tuple[str, ...], workers: int, folder: Path) -> None:
+        self.size = workers
+        self.keys = Keys(f"bench-{os.getpid()}-{workers}-{len(endpoints)}")
+        self.config = EtcdConfig(endpoints=endpoints)
+        self.seen = Seen()
+        self.workers: list[Worker] = []
+        self.replicas = [Replica(name, self._file(folder, name)) for name in ("one", "two")]
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _file(self, folder: Path, name: str) -> Path:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        endpoints = ", ".join(f'"{endpoint}"' for endpoint in self.config.endpoints)
+        path = folder / f"{self.keys.instance}-{name}.toml"
+        path.write_text(
+            f'[instance]\nname = "{self.keys.instance}"\n[etcd]\nendpoints = [{endpoints}]\n'
+            f"[policy]\nranks = {min(self.size, 128)}\nflap_limit = 1000000\nbackoff_s = 0.001\n"
+            f"form_wait_s = 20.0\n[controlplane]\nport = {port}\n"
+        )
+        return path
+
+    async def __aenter__(self) -> Self:
+        for first in range(0, self.size, WORKERS_PER_CLIENT):
+            etcd = await self._stack.enter_async_context(EtcdClient(self.config))
+            lease = await LoopLease.take(etcd, 30)
+            self._stack.push_async_callback(lease.release)
+            for rank in range(first, min(first + WORKERS_PER_CLIENT, self.size)):
+                worker = Worker(etcd, self.keys, rank, lease.lease, self.seen)
+                self.workers.append(worker)
+                self._tasks.append(asyncio.create_task(worker.follow()))
+        self.etcd = await self._stack.enter_async_context(EtcdClient(self.config))
+        for replica in self.replicas:
+            await replica.start()
+        for worker in self.workers:
+            await worker.register()
+        await self.whole()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for replica in self.replicas:
+            await replica.end(signal.SIGKILL)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    @property
+    def newest(self) -> EpochRecord | None:
+        """The newest record that any worker has seen."""
+        return self.seen.records[max(self.seen.records)] if self.seen.records else None
+
+    async def whole(self) -> None:
+        """Wait until every worker is a member and everybody knows."""
+
+        def settled() -> bool:
+            record = self.newest
+            if record is None or len(record.committed.members) != self.size:
+                return False
+            return len(self.seen.at[record.committed.epoch]) == self.size
+
+        await self.seen.until(settled)
+
+    async def lose_one(self, rank: int) -> dict[str, float]:
+        """Kill a rank and let it return; ms from the event."""
+        worker = self.workers[rank]
+        before = self.newest.committed.epoch if self.newest else 0
+        began = await worker.die()
+        await self.seen.until(lambda: any(e > before and len(at) == self.size for e, at in self.seen.at.items()))
+        epoch = min(e for e in self.seen.at if e > before)
+        record, at = self.seen.records[epoch], self.seen.at[epoch]
+        worker.incarnation += 1
+        await worker.register()
+        await self.whole()
+        return {
+            "event_to_decided_ms": (record.decided_unix_ns - began) / 1e6,
+            "event_to_first_delivery_ms": (min(at.values()) - began) / 1e6,
+            "commit_to_last_delivery_ms": (max(at.values()) - record.decided_unix_ns) / 1e6,
+            "event_to_last_delivery_ms": (max(at.values()) - began) / 1e6,
+        }
+
+    async def leader(self) -> Replica:
+        """The replica that leads."""
+        while True:
+            items = (await self.etcd.get(self.keys.election)).items
+            if items:
+                oldest = min(items, key=lambda item: item.create_revision)
+                name = decode(oldest.value, LeaderRecord, key=oldest.key).replica
+                return next(replica for replica in self.replicas if replica.name == name)
+            await asyncio.sleep(0.01)
+
+    async def succession(self, number: signal.Signals, rank: int) -> float:
+        """End the leader and at once lose a rank; ms from the signal to the last worker's knowing."""
+        await self._both_stand()
+        leader = await self.leader()
+        before = self.newest.committed.epoch if self.newest else 0
+        began = time.time_ns()
+        if leader.process is not None:
+            leader.process.send_signal(number)
+        await self.workers[rank].die()
+        await self.seen.until(lambda: max(self.seen.at) > before)
+        took = (min(self.seen.at[max(self.seen.at)].values()) - began) / 1e6
+        if leader.process is not None:
+            await leader.process.wait()
+        self.workers[rank].incarnation += 1
+        await self.workers[rank].register()
+        await leader.start()
+        await self.whole()
+        return took
+
+    async def _both_stand(self) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while len((await self.etcd.get(self.keys.election)).items) < len(self.replicas):
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+
+    async def footprint(self, losses: int) -> dict[str, float]:
+        """Memory of the leader, and its CPU per loss and return."""
+        leader = await self.leader()
+        process = psutil.Process(leader.process.pid if leader.process else 0)
+        before = sum(process.cpu_times()[:2])
+        for index in range(losses):
+            await self.lose_one(index % self.size)
+        spent = sum(process.cpu_times()[:2]) - before
+        idle_from, idle_at = sum(process.cpu_times()[:2]), time.monotonic()
+        await asyncio.sleep(3)
+        idle = (sum(process.cpu_times()[:2]) - idle_from) / (time.monotonic() - idle_at)
+        return {
+            "rss_mb": process.memory_info().rss / 1e6,
+            "cpu_ms_per_loss_and_return": spent / losses * 1e3,
+            "idle_cpu_share": idle,
+        }
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, 99th percentile and maximum."""
+    return {
+        "p50": round(float(np.percentile(values, 50)), 2),
+        "p99": round(float(np.percentile(values, 99)), 2),
+        "max": round(max(values), 2),
+        "n": len(values),
+    }
+
+
+async def measure(local: LocalEtcd, workers: int, folder: Path, *, successions: int) -> dict[str, Any]:
+    """All figures of one size on one etcd."""
+    async with Bench(local.endpoints, workers, folder) as bench:
+        rows = [await bench.lose_one(trial % workers) for trial in range(TRIALS.get(workers, 5))]
+        found: dict[str, Any] = {name: summary([row[name] for row in rows]) for name in rows[0]}
+        found["footprint"] = {k: round(v, 3) for k, v in (await bench.footprint(3)).items()}
+        if successions:
+            for name, number in (("kill_leader_ms", signal.SIGKILL), ("hand_over_ms", signal.SIGTERM)):
+                found[name] = summary([await bench.succession(number, trial) for trial in range(successions)])
+            if len(local.endpoints) > 1:
+                found["kill_etcd_leader_ms"] = round(await _etcd_leader_killed(bench, local), 1)
+        return found
+
+
+async def _etcd_leader_killed(bench: Bench, local: LocalEtcd) -> float:
+    """Kill etcd's member that leads, lose a rank at once; ms until the first worker knows."""
+    member = local.members[await _raft_leader(local)]
+    before = bench.newest.committed.epoch if bench.newest else 0
+    began = time.time_ns()
+    member.kill()
+    while True:
+        try:
+            await bench.workers[0].die()
+            break
+        except EtcdError:
+            await asyncio.sleep(0.02)
+    await bench.seen.until(lambda: max(bench.seen.at) > before)
+    return (min(bench.seen.at[max(bench.seen.at)].values()) - began) / 1e6
+
+
+async def _raft_leader(local: LocalEtcd) -> int:
+    """Index of the member that leads, as its metrics say."""
+    import aiohttp  # noqa: PLC0415 - only here
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        for index, endpoint in enumerate(local.endpoints):
+            async with session.get(f"{endpoint}/metrics") as answer:
+                if "etcd_server_is_leader 1" in await answer.text():
+                    return index
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Exit 0 when the targets are met, 1 when one is not."""
+    parser = argparse.ArgumentParser(prog="tools/bench control", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--workers", type=int, nargs="*", default=[8, 32, 128, 512])
+    parser.add_argument("--etcd", type=int, nargs="*", default=[1, 3], help="members of etcd")
+    parser.add_argument("--successions", type=int, default=5, help="leaders killed, and hand-overs, at 32 workers")
+    options = parser.parse_args(argv)
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for members in options.etcd:
+            with LocalEtcd(members=members) as local:
+                for workers in options.workers:
+                    successions = options.successions if workers == 32 else 0
+                    found = asyncio.run(measure(local, workers, Path(folder), successions=successions))
+                    result[f"etcd{members}/workers{workers}"] = found
+                    print(f"etcd {members}, {workers} workers: {json.dumps(found)}", flush=True)
+    missed = misses(result)
+    result["missed"] = missed
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    for miss in missed:
+        print(f"missed: {miss}")
+    return int(bool(missed))
+
+
+def misses(result: dict[str, Any]) -> list[str]:
+    """Targets that were not met, with the figures."""
+    targets = {"commit_to_last_delivery_ms": ("p99", 50), "kill_leader_ms": ("p50", 1000), "hand_over_ms": ("p50", 300)}
+    return [
+        f"{where}: {name} {which} {found[name][which]} ms, target {limit} ms"
+        for where, found in result.items()
+        if where.endswith("workers32")
+        for name, (which, limit) in targets.items()
+        if name in found and found[name][which] > limit
+    ]
