@@ -35,7 +35,7 @@ def test_a_seed_tells_the_same_story_every_time():
 def test_a_broken_build_is_caught(what):
     expected = {
         Broken.UNFENCED: "invariant 3",
-        Broken.SINGLE_PHASE: "without having been prepared",
+        Broken.SINGLE_PHASE: "invariant 4",
         Broken.SLOT_REUSE: "invariant 6",
     }
     for verdict in campaign(range(CAUGHT_WITHIN), what=what, jobs=1):

@@ -62,8 +62,9 @@ async def _cut(world: World, name: str, seconds: float) -> None:
 
 
 async def stall_replica(world: World) -> None:
-    """A replica stands still just before it sends, longer than its lease lives."""
-    name = world.random.choice(REPLICAS)
+    """A replica, mostly the one that leads, stands still just before it sends, longer than its lease lives."""
+    leading = [name for name in REPLICAS if world.coordinators[name].view.leading]
+    name = world.random.choice(leading * 4 + list(REPLICAS))
     seconds = world.random.uniform(0.5, 5.0)
     world.note(f"FAULT the next write of {name} is held back for {seconds:.1f} s")
     world.clients[name].stall_s = seconds
