@@ -18,7 +18,7 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 import torch
 
 from native import Table
-from native.cuda import CudaGroup, CudaShape, Layout, Partition, Wire, link_all
+from native.cuda import RECEIVE, SEND, CudaGroup, CudaShape, Layout, Partition, Wire, link_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -176,6 +176,29 @@ class Rig:
             got = group.dispatch(layer, batch.x, batch.ids, batch.weights, stream=stream)
             y = apply_experts(got, factors, hidden=self.sizes.hidden)
             return group.combine(y, batch.out, weighted=False, stream=stream).missing
+
+    def run_rounds(self, layer: int, batches: list[Batch], factors: list[Any]) -> list[Any]:
+        """A round on all ranks, phase by phase; returns every rank's ``missing``.
+
+        No kernel ever waits for a launch that is still to come: outside a graph, a first use of one of torch's kernels, or
+        a growing allocator, may wait for the device, and then for a kernel that waits.
+        """
+        ranks = range(self.sizes.ranks)
+        got, done = {}, {}
+        for phase in (SEND, RECEIVE):
+            for r in ranks:
+                b = batches[r]
+                got[r] = self.groups[r].dispatch(layer, b.x, b.ids, b.weights, stream=self.streams[r], phases=phase)
+            self.synchronize()
+        outputs = [apply_experts(got[r], factors[r], hidden=self.sizes.hidden) for r in ranks]
+        self.synchronize()
+        for phase in (SEND, RECEIVE):
+            for r in ranks:
+                done[r] = self.groups[r].combine(
+                    outputs[r], batches[r].out, weighted=False, stream=self.streams[r], phases=phase
+                )
+            self.synchronize()
+        return [done[r].missing for r in ranks]
 
     def reference(self, batch: Batch) -> Any:
         """What ``run_round`` must leave in ``out``, in float32."""

@@ -551,11 +551,11 @@ void silence(u32 seed) {
   Sizes sizes;
   World world(sizes, seed);
   world.stage_all(1);
-  for (const auto& rank : world.ranks) rank->limits() = Limits{400 * kMs, 60000 * kMs, 10};
+  for (const auto& rank : world.ranks) rank->limits() = Limits{1200 * kMs, 60000 * kMs, 10};
   world.together(world.active, [&](u32 r, Rank& rank) {
     if (r == 2) {  // late by three deadlines, alive all the time
-      for (u64 tick = 1; tick <= 60; ++tick) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      for (u64 tick = 1; tick <= 75; ++tick) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
         for (u32 peer = 0; peer < 2; ++peer) store_relaxed_system(&control_of(rank.peer(peer))->beacon.tag, tick);
       }
     }

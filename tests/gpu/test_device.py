@@ -84,8 +84,7 @@ def test_a_round_is_the_reference(device, layout, wire, case):
             world.synchronize()
             for r in range(ranks):
                 world.groups[r].enqueue_sync(stream=world.streams[r])
-            missing = [world.run_round(r, 0, batches[r], factors[r]) for r in range(ranks)]
-            world.synchronize()
+            missing = world.run_rounds(0, batches, factors)
             for r in range(ranks):
                 assert world.groups[r].status == 0
                 assert int(missing[r].sum()) == 0

@@ -65,5 +65,5 @@ def test_the_list_of_scenarios_is_complete(model):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_protocol_holds(model, scenario):
-    done = run(model, scenario, "3")
+    done = run(model, scenario, "6")  # every seventh write of the victim is a crash point
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

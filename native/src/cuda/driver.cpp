@@ -4,38 +4,38 @@ namespace eep::gpu {
 namespace {
 
 template <class Function>
-void find(Function& function, const char* name, unsigned version) {
+void find(Function& function, const char* name) {
   void* address = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t result = cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found);
+  const cudaError_t result = cudaGetDriverEntryPointByVersion(name, &address, CUDA_VERSION,  // whose cuda.h declares the types
+                                                               cudaEnableDefault, &found);
   if (result != cudaSuccess || found != cudaDriverEntryPointSuccess) {
     throw CudaError(std::string("CUDA driver function ") + name + " is not there (" + cudaGetErrorString(result) +
-                    "); install an NVIDIA driver of release 550 or newer");
+                    "); install the NVIDIA driver of this CUDA release or newer");
   }
   function = reinterpret_cast<Function>(address);
 }
 
 Driver load() {
-  constexpr unsigned kVirtualMemory = 12000, kGreenContexts = 12050;  // releases whose signatures cuda.h declares
   Driver d{};
-  find(d.get_error_string, "cuGetErrorString", kVirtualMemory);
-  find(d.mem_create, "cuMemCreate", kVirtualMemory);
-  find(d.mem_release, "cuMemRelease", kVirtualMemory);
-  find(d.mem_map, "cuMemMap", kVirtualMemory);
-  find(d.mem_unmap, "cuMemUnmap", kVirtualMemory);
-  find(d.mem_set_access, "cuMemSetAccess", kVirtualMemory);
-  find(d.mem_address_reserve, "cuMemAddressReserve", kVirtualMemory);
-  find(d.mem_address_free, "cuMemAddressFree", kVirtualMemory);
-  find(d.mem_export, "cuMemExportToShareableHandle", kVirtualMemory);
-  find(d.mem_import, "cuMemImportFromShareableHandle", kVirtualMemory);
-  find(d.mem_granularity, "cuMemGetAllocationGranularity", kVirtualMemory);
-  find(d.device_attribute, "cuDeviceGetAttribute", kVirtualMemory);
-  find(d.device_resource, "cuDeviceGetDevResource", kGreenContexts);
-  find(d.split_multiprocessors, "cuDevSmResourceSplitByCount", kGreenContexts);
-  find(d.resource_descriptor, "cuDevResourceGenerateDesc", kGreenContexts);
-  find(d.green_create, "cuGreenCtxCreate", kGreenContexts);
-  find(d.green_destroy, "cuGreenCtxDestroy", kGreenContexts);
-  find(d.green_stream, "cuGreenCtxStreamCreate", kGreenContexts);
+  find(d.get_error_string, "cuGetErrorString");
+  find(d.mem_create, "cuMemCreate");
+  find(d.mem_release, "cuMemRelease");
+  find(d.mem_map, "cuMemMap");
+  find(d.mem_unmap, "cuMemUnmap");
+  find(d.mem_set_access, "cuMemSetAccess");
+  find(d.mem_address_reserve, "cuMemAddressReserve");
+  find(d.mem_address_free, "cuMemAddressFree");
+  find(d.mem_export, "cuMemExportToShareableHandle");
+  find(d.mem_import, "cuMemImportFromShareableHandle");
+  find(d.mem_granularity, "cuMemGetAllocationGranularity");
+  find(d.device_attribute, "cuDeviceGetAttribute");
+  find(d.device_resource, "cuDeviceGetDevResource");
+  find(d.split_multiprocessors, "cuDevSmResourceSplitByCount");
+  find(d.resource_descriptor, "cuDevResourceGenerateDesc");
+  find(d.green_create, "cuGreenCtxCreate");
+  find(d.green_destroy, "cuGreenCtxDestroy");
+  find(d.green_stream, "cuGreenCtxStreamCreate");
   return d;
 }
 

@@ -87,6 +87,7 @@ DeviceRank::DeviceRank(const RankOptions& options)
   params_.routes = routes_.data();
   params_.pair_rows = pair_rows_.data();
   set_limits(1'000'000'000ULL, 30'000'000'000ULL, 1000);
+  check(cudaDeviceSynchronize(), "prepare the rank");  // memory was cleared on a stream that the engine's streams do not wait for
 }
 
 DeviceRank::~DeviceRank() {
@@ -187,8 +188,14 @@ void DeviceRank::set_row(const SyncRow& row) {
 void DeviceRank::set_flip(bool flip) { write(page_->flip_when_prepared, flip ? 1 : 0); }
 void DeviceRank::call_off(u64 epoch) { write(page_->abort_epoch, std::max(epoch, read(page_->abort_epoch))); }
 void DeviceRank::fence() { write(page_->fenced, 1); }
-void DeviceRank::mark_dead(u32 rank) { write(page_->dead[rank / 64], read(page_->dead[rank / 64]) | bit_of(rank)); }
-void DeviceRank::clear_dead(u32 rank) { write(page_->dead[rank / 64], read(page_->dead[rank / 64]) & ~bit_of(rank)); }
+void DeviceRank::mark_dead(u32 rank) {
+  if (rank >= kMaxRanks) throw std::invalid_argument("rank = " + std::to_string(rank) + ": must be below 128");
+  std::atomic_ref<u64>(page_->dead[rank / 64]).fetch_or(bit_of(rank));
+}
+void DeviceRank::clear_dead(u32 rank) {
+  if (rank >= kMaxRanks) throw std::invalid_argument("rank = " + std::to_string(rank) + ": must be below 128");
+  std::atomic_ref<u64>(page_->dead[rank / 64]).fetch_and(~bit_of(rank));
+}
 
 std::vector<Fault> DeviceRank::faults(u64 after) const {
   std::vector<Fault> out;

@@ -118,9 +118,10 @@ EEP_DEVICE bool told_to_leave(const Params& p, const View& v, i32 layer) {
   Context& c = *p.context;
   if (load_relaxed_system(&p.page->fenced) != 0) or_relaxed(&c.poison, kPoisonFenced);
   if (load_acquire_system(&p.page->abort_epoch) > v.epoch) or_relaxed(&c.poison, kPoisonAborted);
+  const u64 dead[kMaskWords] = {load_relaxed_system(&p.page->dead[0]), load_relaxed_system(&p.page->dead[1])};
   for (u32 rank = 0; rank < p.geometry.max_ranks; ++rank) {
     if (rank == p.rank || !in_mask(v.active, rank)) continue;
-    if ((load_relaxed_system(&p.page->dead[rank / 64]) & bit_of(rank)) != 0) suspect(p, v, layer, rank, Evidence::kDead);
+    if (in_mask(dead, rank)) suspect(p, v, layer, rank, Evidence::kDead);
     const Line& line = control_of(inbox_chunk(p, rank))->gossip;
     if (load_acquire_system(&line.tag) != tag_of(v.epoch, 0)) continue;
     for (u32 other = 0; other < p.geometry.max_ranks; ++other) {

@@ -58,11 +58,12 @@ def swaps(*, count: int = 200) -> dict[str, Any]:
 
 def _replay_us(rig: Rig, graphs: dict[int, Any]) -> float:
     marks = []
-    for rank, stream in enumerate(rig.streams):
+    for rank, graph in graphs.items():
+        stream = rig.streams[rank]
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.stream(stream):
             start.record(stream)
-            graphs[rank].replay()
+            graph.replay()
             end.record(stream)
         marks.append((start, end))
     torch.cuda.synchronize()
