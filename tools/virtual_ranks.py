@@ -180,8 +180,8 @@ class Rig:
     def run_rounds(self, layer: int, batches: list[Batch], factors: list[Any]) -> list[Any]:
         """A round on all ranks, phase by phase; returns every rank's ``missing``.
 
-        No kernel ever waits for a launch that is still to come: outside a graph, a first use of one of torch's kernels, or
-        a growing allocator, may wait for the device, and then for a kernel that waits.
+        No kernel ever waits for a launch that is still to come. Outside a graph, a first use of one of torch's kernels
+        or a growing allocator may wait for the device, and then for a kernel that waits.
         """
         ranks = range(self.sizes.ranks)
         got, done = {}, {}
