@@ -10,7 +10,7 @@ from worker.engine.checkpoint import Checkpoint, convert
 from worker.engine.errors import CheckpointError
 
 
-def write(folder, *, dtype=torch.float32, layers=(1, 3), experts=3, hidden=8, intermediate=4, skip=()):
+def write(folder, *, dtype=torch.float32, layers=(1, 3), experts=3, hidden=8, intermediate=32, skip=()):
     torch.manual_seed(7)
     tensors = {}
     for layer in layers:
@@ -42,6 +42,22 @@ def test_an_expert_is_read_as_torch_would_convert_it(tmp_path, stored, held):
     assert torch.equal(torch.from_numpy(w13).view(kind).view(rows.shape), rows)
     down = tensors[f"{prefix}.down_proj.weight"].to(kind)
     assert torch.equal(torch.from_numpy(w2).view(kind).view(down.shape), down)
+
+
+def test_an_expert_is_padded_with_zeros_as_sglang_pads_it(tmp_path):
+    tensors = write(tmp_path, intermediate=48)
+    checkpoint = Checkpoint(tmp_path)
+    shape = checkpoint.shape("float32")
+    assert shape.intermediate == 64
+    w13, w2 = np.full(shape.w13_bytes, 7, np.uint8), np.full(shape.w2_bytes, 7, np.uint8)
+    checkpoint.read(1, 0, w13, w2, dtype="float32")
+    gate, up = torch.from_numpy(w13.view(np.float32)).view(2, 64, 8)
+    down = torch.from_numpy(w2.view(np.float32)).view(8, 64)
+    prefix = "model.layers.1.mlp.experts.0"
+    for padded, part in ((gate, "gate"), (up, "up"), (down.t(), "down")):
+        stored = tensors[f"{prefix}.{part}_proj.weight"]
+        assert torch.equal(padded[:48], stored.t() if part == "down" else stored)
+        assert not padded[48:].any()
 
 
 def test_rounding_to_bfloat16_is_to_nearest_even_over_the_whole_range():

@@ -127,7 +127,6 @@ def _peer(ranks, rank):
 
 def test_a_peer_that_never_listens_fails_the_preparation_by_its_deadline(ranks):
     ranks.engines[2].links.close()
-    ranks.engines[2].links._listener.close()
     answers = ranks.prepare(1, ranks.placement([0, 1, 2]), [0, 1, 2], deadline_s=0.5)
     assert not answers[0].ok
     assert "rank 2: " in answers[0].error

@@ -29,7 +29,8 @@ _EXPERT = re.compile(
     r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?experts\.(?P<expert>\d+)\.(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$"
 )
 _PARTS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
-_WIDTHS = {"F32": 4, "BF16": 2, "F16": 2}
+PADDING = 32
+"""On a CPU SGLang rounds an expert's intermediate size up to a multiple of this (update_config.py:290)."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,10 @@ class Checkpoint:
         return 1 + max(expert for _, expert in self.experts)
 
     def shape(self, dtype: str) -> ExpertShape:
-        """Sizes of an expert when slots hold ``dtype``."""
+        """Sizes of an expert when slots hold ``dtype``, padded as SGLang pads them."""
         gate = next(iter(self.experts.values())).gate
-        return ExpertShape(hidden=gate.shape[1], intermediate=gate.shape[0], dtype=dtype)
+        intermediate = -(-gate.shape[0] // PADDING) * PADDING
+        return ExpertShape(hidden=gate.shape[1], intermediate=intermediate, dtype=dtype)
 
     @cached_property
     def identity(self) -> str:
@@ -154,15 +156,31 @@ class Checkpoint:
         tensors = self.experts.get((layer, expert))
         if tensors is None:
             raise CheckpointError(f"checkpoint {self.path}: no expert {expert} in layer {layer}")
+        shape = self.shape(dtype)
+        if (w13.nbytes, w2.nbytes) != (shape.w13_bytes, shape.w2_bytes):
+            raise CheckpointError(
+                f"checkpoint {self.path}: its experts fill blocks of {shape.w13_bytes} and {shape.w2_bytes} bytes, "
+                f"the slot has {w13.nbytes} and {w2.nbytes}"
+            )
         half = w13.nbytes // 2
-        for tensor, out in ((tensors.gate, w13[:half]), (tensors.up, w13[half:]), (tensors.down, w2)):
-            itemsize = 4 if dtype == "float32" else 2
-            if tensor.shape[0] * tensor.shape[1] * itemsize != out.nbytes:
-                raise CheckpointError(
-                    f"checkpoint {self.path}: layer {layer} expert {expert} has a matrix of {tensor.shape}, "
-                    f"the slot's block has {out.nbytes // itemsize} numbers"
-                )
-            convert(self._bytes(tensor), tensor.dtype, out, dtype)
+        self._convert(tensors.gate, w13[:half], (shape.intermediate, shape.hidden), dtype)
+        self._convert(tensors.up, w13[half:], (shape.intermediate, shape.hidden), dtype)
+        self._convert(tensors.down, w2, (shape.hidden, shape.intermediate), dtype)
+
+    def _convert(self, tensor: Tensor, out: npt.NDArray[np.uint8], shape: tuple[int, int], dtype: str) -> None:
+        """Fill ``out``, a matrix of ``shape``; what the stored one does not cover becomes 0."""
+        stored = self._bytes(tensor)
+        if tensor.shape == shape:
+            convert(stored, tensor.dtype, out, dtype)
+            return
+        if any(small > large for small, large in zip(tensor.shape, shape, strict=True)):
+            raise CheckpointError(f"checkpoint {self.path}: a matrix of {tensor.shape} for a slot of {shape}")
+        itemsize = out.nbytes // (shape[0] * shape[1])
+        numbers: npt.NDArray[np.uint8] = np.empty(tensor.shape[0] * tensor.shape[1] * itemsize, dtype=np.uint8)
+        convert(stored, tensor.dtype, numbers, dtype)
+        rows = out.reshape(shape[0], shape[1] * itemsize)
+        rows[:] = 0
+        rows[: tensor.shape[0], : tensor.shape[1] * itemsize] = numbers.reshape(tensor.shape[0], -1)
 
     def _bytes(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
         mapped = self._maps.get(tensor.file)

@@ -156,6 +156,8 @@ class MoELayers:
         dtype = _DTYPES.get(layer.params_dtype)
         if dtype is None:
             raise UnsupportedError("--dtype", layer.params_dtype, "start with --dtype float32 or bfloat16")
+        if layer.w13_weight.device.type != "cpu":
+            raise UnsupportedError("--device", layer.w13_weight.device.type, "start with --device cpu")
         if index >= len(self.checkpoint.layers) or layer.layer_id != self.checkpoint.layers[index]:
             raise CheckpointError(f"the model's layer {layer.layer_id} has experts, the checkpoint's has none")
         if self.memory is None:

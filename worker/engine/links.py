@@ -201,5 +201,7 @@ class Links:
 
     def close(self) -> None:
         """Stop listening and drop every link."""
+        with contextlib.suppress(OSError):  # closed already
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accept, which would take one more caller
         self._listener.close()
         self.keep_only(frozenset())

@@ -76,6 +76,7 @@ class Preparing:
         placement = Placement.from_wire(request.placement)
         self._check(placement)
         membership.begin(request.epoch, request.members, request.cut)
+        self._links.keep_only(membership.linkable())
         included = any(
             member.rank == rank and member.incarnation == self._settings.incarnation for member in request.members
         )
