@@ -207,7 +207,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     context_tokens: Annotated[int, Meta(ge=0)] = 0
     """Longest prompt and answer together, where the ranks' KV cache is smaller than the model's context; 0 for that."""
     seeded_ranks: bool = False
-    """Ranks run with --enable-deterministic-inference: sampled answers are resumed exactly too."""
+    """Ranks run with --enable-deterministic-inference ([worker] engine_arguments): sampled answers resume exactly."""
     no_rank_wait_s: Seconds = 30.0
     """How long a new request waits while no rank serves, before it gets 503."""
     stall_s: Seconds = 5.0

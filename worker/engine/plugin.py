@@ -1,6 +1,7 @@
 """SGLang's plugin entry point (``sglang.srt.plugins``): puts the hooks in place, or ends the process with one line.
 
-Every process of a rank calls ``register`` and does its part. Without ``EEP_ENGINE_SETTINGS`` SGLang is left alone.
+Every process of a rank calls ``register`` and does its part. Without ``EEP_ENGINE_SETTINGS`` SGLang is left alone, but
+for what it needs to run on a CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from worker.cpu import boot, seeded
 from worker.engine import seams, settings
 from worker.engine.errors import EngineError
 from worker.engine.support import check_arguments
@@ -44,6 +46,8 @@ def or_leave(function: Callable[..., Any]) -> Callable[..., Any]:
 @or_leave
 def register() -> None:
     """Called by SGLang in each of its processes, before it builds anything."""
+    if os.environ.get(boot.ENVIRONMENT) == "1":
+        _adapt_to_cpu()
     chosen = settings.from_environment()
     if chosen is None:
         return
@@ -53,6 +57,13 @@ def register() -> None:
         from worker.engine import engine  # noqa: PLC0415 - imports torch and SGLang's model code
 
         engine.register(chosen)
+
+
+def _adapt_to_cpu() -> None:
+    if multiprocessing.parent_process() is None:
+        seeded.prepare_server(sys.argv)
+    elif _role().startswith("run_scheduler_process"):
+        seeded.prepare_scheduler()
 
 
 def _role() -> str:
