@@ -81,8 +81,9 @@ def test_experts_without_a_copy_are_counted(alone):
     assert group.tokens_per_expert()[0, [0, 1, 3]].tolist() == [1.0, 2.0, 1.0]
 
 
-def test_misuse_is_told_in_words(alone):
+def test_misuse_is_told_in_words(alone, tmp_path):
     group, _ = alone()
+    control = _native.ControlBlock.attach(str(tmp_path / "control"))
     ids, weights = np.zeros((2, 2), np.int32), np.ones((2, 2), np.float32)
     x = np.ones((2, 72), np.float32)
     for call, words in (
@@ -104,12 +105,7 @@ def test_misuse_is_told_in_words(alone):
             "table layers=2",
         ),
         (lambda: group.stage(random_routing(shape_of(), 1).table(epoch=2, incarnations={0: 5})), "incarnation 5"),
-        (
-            lambda: (
-                shape_of(ranks=129) and _native.Group(rank=0, incarnation=1, shape=shape_of(ranks=129), control=None)
-            ),
-            "max_ranks=129",
-        ),
+        (lambda: _native.Group(rank=0, incarnation=1, shape=shape_of(ranks=129), control=control), "max_ranks=129"),
     ):
         with pytest.raises(ValueError, match=words):
             call()
@@ -119,6 +115,8 @@ def test_misuse_is_told_in_words(alone):
     ):
         with pytest.raises(RuntimeError, match=words):
             call()
+    with pytest.raises(TypeError):
+        _native.Group(rank=0, incarnation=1, shape=shape_of(), control=None)
     group.dispatch(0, x, ids, weights)
     with pytest.raises(RuntimeError, match="round in flight"):
         group.dispatch(0, x, ids, weights)

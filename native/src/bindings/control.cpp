@@ -22,7 +22,6 @@ std::vector<float> waits_of(const ControlBlock& block) {
   return waits;
 }
 
-/// A wait in slices, so that Ctrl-C reaches a Python program that waits here.
 std::optional<FaultRecord> wait_fault(const ControlBlock& block, u64 after, double timeout_s) {
   {
     const py::gil_scoped_release release;

@@ -187,7 +187,7 @@ void bind_group(py::module_& module) {
   bind_table(module);
   using Free = py::call_guard<py::gil_scoped_release>;
   py::class_<Group, GroupPointer>(module, "Group")
-      .def(py::init(&make_group), py::kw_only(), py::arg("rank"), py::arg("incarnation"), py::arg("shape"), py::arg("control"),
+      .def(py::init(&make_group), py::kw_only(), py::arg("rank"), py::arg("incarnation"), py::arg("shape"), py::arg("control").none(false),
            py::arg("timeout_s") = 1.0, py::arg("hard_timeout_s") = 30.0, py::arg("fixed") = false)
       .def_property_readonly("rank", [](const Group& g) { return g.options().rank; })
       .def_property_readonly("incarnation", [](const Group& g) { return g.options().incarnation; })

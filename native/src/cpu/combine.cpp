@@ -49,9 +49,9 @@ CombineOutcome Group::combine(const u8* y, i64 y_stride, u32 pairs, u8* out, i64
 
 void Group::sum_rows(u8* out, const u8* const* rows, const float* weights, u32 n) const {
   if (shape_.dtype == DType::kFloat32) {
-    kernels_.sum_f32(reinterpret_cast<float*>(out), reinterpret_cast<const float* const*>(rows), weights, n, shape_.hidden, false);
+    kernels_.sum_f32(reinterpret_cast<float*>(out), reinterpret_cast<const float* const*>(rows), weights, n, shape_.hidden);
   } else {
-    kernels_.sum_bf16(reinterpret_cast<u16*>(out), reinterpret_cast<const u16* const*>(rows), weights, n, shape_.hidden, false);
+    kernels_.sum_bf16(reinterpret_cast<u16*>(out), reinterpret_cast<const u16* const*>(rows), weights, n, shape_.hidden);
   }
 }
 

@@ -20,7 +20,7 @@ Status Group::early_status() {
   return Status::kOk;
 }
 
-/// The payload comes before this in program order; streaming stores were fenced by the caller.
+/// The payload comes before this in program order.
 void Group::publish(Line& line, u64 tag, u32 rows, u32 pairs, i32 layer) const {
   store_relaxed(line.incarnation, options_.incarnation);
   store_relaxed(line.rows, rows);

@@ -1,8 +1,6 @@
 // Compiled with -mavx2; run only where the processor has it.
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "bfloat16.hpp"
 #include "kernels.hpp"
 
@@ -10,24 +8,12 @@ namespace eep {
 
 namespace {
 
-void copy_streaming(void* to, const void* from, u64 bytes) {
-  auto* out = static_cast<__m256i*>(to);
-  const auto* in = static_cast<const __m256i*>(from);
-  const u64 whole = bytes / 32;
-  for (u64 i = 0; i < whole; ++i) _mm256_stream_si256(out + i, _mm256_loadu_si256(in + i));
-  std::memcpy(out + whole, in + whole, bytes % 32);
-}
-
-void sum_f32(float* out, const float* const* rows, const float* weights, u32 n, u32 values, bool streaming) {
+void sum_f32(float* out, const float* const* rows, const float* weights, u32 n, u32 values) {
   u32 i = 0;
   for (; i + 8 <= values; i += 8) {
     __m256 a = _mm256_mul_ps(_mm256_set1_ps(weights[0]), _mm256_loadu_ps(rows[0] + i));
     for (u32 j = 1; j < n; ++j) a = _mm256_add_ps(a, _mm256_mul_ps(_mm256_set1_ps(weights[j]), _mm256_loadu_ps(rows[j] + i)));
-    if (streaming) {
-      _mm256_stream_ps(out + i, a);
-    } else {
-      _mm256_storeu_ps(out + i, a);
-    }
+    _mm256_storeu_ps(out + i, a);
   }
   for (; i < values; ++i) {
     float a = weights[0] * rows[0][i];
@@ -51,7 +37,7 @@ __m256i narrow(__m256 values) {
   return _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
 }
 
-void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values, bool streaming) {
+void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values) {
   u32 i = 0;
   for (; i + 16 <= values; i += 16) {
     __m256 w = _mm256_set1_ps(weights[0]);
@@ -64,11 +50,7 @@ void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32
     // Packing works within 128-bit halves; the permutation puts the quarters back in order.
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow(a), narrow(b)), 0b11'01'10'00);
     auto* to = reinterpret_cast<__m256i*>(out + i);
-    if (streaming) {
-      _mm256_stream_si256(to, packed);
-    } else {
-      _mm256_storeu_si256(to, packed);
-    }
+    _mm256_storeu_si256(to, packed);
   }
   for (; i < values; ++i) {
     float a = weights[0] * to_float(rows[0][i]);
@@ -77,10 +59,8 @@ void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32
   }
 }
 
-void fence() { _mm_sfence(); }
-
 }  // namespace
 
-const Kernels kAvx2{"avx2", copy_streaming, sum_f32, sum_bf16, fence};
+const Kernels kAvx2{"avx2", sum_f32, sum_bf16};
 
 }  // namespace eep

@@ -8,20 +8,9 @@ namespace eep {
 
 namespace {
 
-void copy_streaming(void* to, const void* from, u64 bytes) {
-  auto* out = static_cast<__m512i*>(to);
-  const auto* in = static_cast<const __m512i*>(from);
-  const u64 whole = bytes / 64;
-  for (u64 i = 0; i < whole; ++i) _mm512_stream_si512(out + i, _mm512_loadu_si512(in + i));
-  if (const u64 rest = bytes % 64; rest != 0) {
-    const __mmask64 mask = (~u64{0}) >> (64 - rest);
-    _mm512_mask_storeu_epi8(out + whole, mask, _mm512_maskz_loadu_epi8(mask, in + whole));
-  }
-}
-
 __mmask16 lanes(u32 count) { return static_cast<__mmask16>(count >= 16 ? 0xFFFFU : (1U << count) - 1U); }
 
-void sum_f32(float* out, const float* const* rows, const float* weights, u32 n, u32 values, bool streaming) {
+void sum_f32(float* out, const float* const* rows, const float* weights, u32 n, u32 values) {
   u32 i = 0;
   for (; i + 32 <= values; i += 32) {
     __m512 w = _mm512_set1_ps(weights[0]);
@@ -31,13 +20,8 @@ void sum_f32(float* out, const float* const* rows, const float* weights, u32 n, 
       a = _mm512_add_ps(a, _mm512_mul_ps(w, _mm512_loadu_ps(rows[j] + i)));
       b = _mm512_add_ps(b, _mm512_mul_ps(w, _mm512_loadu_ps(rows[j] + i + 16)));
     }
-    if (streaming) {
-      _mm512_stream_ps(out + i, a);
-      _mm512_stream_ps(out + i + 16, b);
-    } else {
-      _mm512_storeu_ps(out + i, a);
-      _mm512_storeu_ps(out + i + 16, b);
-    }
+    _mm512_storeu_ps(out + i, a);
+    _mm512_storeu_ps(out + i + 16, b);
   }
   for (; i < values; i += 16) {
     const __mmask16 mask = lanes(values - i);
@@ -62,7 +46,7 @@ __m256i narrow(__m512 values) {
 
 __m256i load16(const u16* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
-void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values, bool streaming) {
+void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values) {
   u32 i = 0;
   for (; i + 64 <= values; i += 64) {
     __m512 w = _mm512_set1_ps(weights[0]);
@@ -80,13 +64,8 @@ void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32
     const __m512i low = _mm512_inserti64x4(_mm512_castsi256_si512(narrow(a)), narrow(b), 1);
     const __m512i high = _mm512_inserti64x4(_mm512_castsi256_si512(narrow(c)), narrow(d), 1);
     auto* to = reinterpret_cast<__m512i*>(out + i);
-    if (streaming) {
-      _mm512_stream_si512(to, low);
-      _mm512_stream_si512(to + 1, high);
-    } else {
-      _mm512_storeu_si512(to, low);
-      _mm512_storeu_si512(to + 1, high);
-    }
+    _mm512_storeu_si512(to, low);
+    _mm512_storeu_si512(to + 1, high);
   }
   for (; i < values; i += 16) {
     const __mmask16 mask = lanes(values - i);
@@ -97,10 +76,8 @@ void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32
   }
 }
 
-void fence() { _mm_sfence(); }
-
 }  // namespace
 
-const Kernels kAvx512{"avx512", copy_streaming, sum_f32, sum_bf16, fence};
+const Kernels kAvx512{"avx512", sum_f32, sum_bf16};
 
 }  // namespace eep

@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "bfloat16.hpp"
 #include "kernels.hpp"
 
@@ -7,16 +5,14 @@ namespace eep {
 
 namespace {
 
-void copy(void* to, const void* from, u64 bytes) { std::memcpy(to, from, bytes); }
-
-void sum_f32(float* out, const float* const* rows, const float* weights, u32 n, u32 values, bool) {
+void sum_f32(float* out, const float* const* rows, const float* weights, u32 n, u32 values) {
   for (u32 i = 0; i < values; ++i) out[i] = weights[0] * rows[0][i];
   for (u32 j = 1; j < n; ++j) {
     for (u32 i = 0; i < values; ++i) out[i] += weights[j] * rows[j][i];
   }
 }
 
-void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values, bool) {
+void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values) {
   constexpr u32 kBlock = 256;  // sums of a block stay in the first-level cache
   float sums[kBlock];
   for (u32 base = 0; base < values; base += kBlock) {
@@ -29,10 +25,8 @@ void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32
   }
 }
 
-void no_fence() {}
-
 }  // namespace
 
-const Kernels kPortable{"portable", copy, sum_f32, sum_bf16, no_fence};
+const Kernels kPortable{"portable", sum_f32, sum_bf16};
 
 }  // namespace eep
