@@ -2,8 +2,8 @@
 
 Arrays pass by DLPack or the buffer protocol (torch CPU tensors, numpy); nothing is copied at the boundary, and bfloat16
 is also taken as its 16 bits (uint16). Everything that can wait releases the GIL and returns within its deadline + ε
-whatever peers do. A bad argument is a ``ValueError`` that names it, a call out of order a ``RuntimeError``, and what the
-kernel refuses an ``OSError``.
+whatever peers do. A bad argument is a ``ValueError`` that names it, a call out of order a ``RuntimeError``, and what
+the kernel refuses an ``OSError``.
 """
 
 from enum import IntEnum
@@ -33,14 +33,14 @@ class Evidence(IntEnum):
     SILENT = 2
     """The time-out passed and the peer's beacon stood still all the while."""
     SLOW = 3
-    """The time-out passed but the beacon moves: told in the fault word, suspected only at the hard deadline."""
+    """The time-out passed but the beacon moves: told in the fault word, suspected at the hard deadline."""
     GOSSIP = 4
     """A peer suspects it."""
 
 class Phase(IntEnum):
     """What a rank does, for itself and for those who wait for it.
 
-    Before SERVING a rank may be silent until the hard deadline (ARCHITECTURE §4: warm-up is never mistaken for silence).
+    Before SERVING a rank may be silent until the hard deadline (ARCHITECTURE §4: warm-up is never taken for silence).
     Peers see a change within 20 ms.
     """
 
@@ -110,7 +110,7 @@ class ControlBlock:
         """Give the latest fault, always whole; ``serial`` 0: none yet."""
     def wait_fault(self, *, after: int, timeout_s: float) -> FaultWord | None:
         """Wait (GIL released) until ``FaultWord.serial > after``."""
-    def receive_wait_us(self) -> list[float]:
+    def receive_wait_us(self) -> list[int]:
         """Decayed mean wait for each source rank, µs [128]."""
     # written by the agent; every write wakes whoever waits and rings the engine's doorbell
     committed_epoch: int
@@ -271,8 +271,8 @@ class Combined:
 class Group:
     """One rank's end of the elastic dispatch.
 
-    Two threads may use it at once: one that steps, and one that controls links and stages tables. One step is in flight at
-    a time (``RuntimeError`` otherwise). Do not fork a process that has one.
+    Two threads may use it at once: one that steps, and one that controls links and stages tables. One step is in flight
+    at a time (``RuntimeError`` otherwise). Do not fork a process that has one.
     """
 
     def __init__(

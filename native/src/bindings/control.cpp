@@ -16,9 +16,9 @@ std::vector<Evidence> evidence_of(const FaultRecord& record) {
   return evidence;
 }
 
-std::vector<float> waits_of(const ControlBlock& block) {
-  std::vector<float> waits(kMaxRanks);
-  for (u32 rank = 0; rank < kMaxRanks; ++rank) waits[rank] = block.receive_wait_us(rank);
+std::vector<u64> waits_of(const ControlBlock& block) {
+  std::vector<u64> waits(kMaxRanks);
+  for (u32 rank = 0; rank < kMaxRanks; ++rank) waits[rank] = static_cast<u64>(block.receive_wait_us(rank));
   return waits;
 }
 
