@@ -147,6 +147,8 @@ class EngineStatus(_Message, frozen=True, kw_only=True):
     draining: bool
     tokens_per_expert: bytes = b""
     """float32 [layers, experts], decayed counts of tokens routed from this rank."""
+    masked: int = 0
+    """(token, expert) pairs left out so far for want of a live copy; best effort only."""
 
 
 ToEngine = Prepare | Commit | Discard | Drain | Ask

@@ -216,6 +216,7 @@ class Engine:
             waiting=len(scheduler.waiting_queue),
             draining=self._control is not None and self._control.draining,
             tokens_per_expert=bytes(memoryview(group.tokens_per_expert()).cast("B")),
+            masked=sum(dispatcher.masked for dispatcher in self.layers.dispatchers),
         )
 
 
