@@ -144,6 +144,14 @@ def test_an_answer_that_is_overtaken_by_the_crossing_does_not_take_it_back():
     ]
 
 
+def test_an_engine_that_connects_again_is_told_again_what_it_may_have_missed():
+    state, told = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)))
+    state, again = follow(state, Heard(3.0, HELLO))
+    assert again == told
+    state, _ = follow(state, Heard(3.1, Activated(epoch=2, step=9, waited_ms=1)))
+    assert follow(state, Heard(3.2, HELLO))[1] == [], "nothing was missed"
+
+
 def test_an_engine_that_died_is_reported_first_and_comes_back_anew_after_a_backoff():
     state, actions = follow(up(), EngineEnded(5.0, 7, "killed by signal 9", 123))
     report = FaultReport(

@@ -82,7 +82,7 @@ class State:
         started_at: when the engine was started.
         restarts: engines that ended since the last stable one.
         restart_at: when the next engine may start.
-        record: the newest epoch record.
+        seen: the newest epoch record, and what it asks of us.
         asked: highest epoch the engine was asked to prepare.
         prepared: highest epoch the engine says it prepared.
         crossed: highest epoch whose commit was passed on.
@@ -100,7 +100,7 @@ class State:
     started_at: float = 0.0
     restarts: int = 0
     restart_at: float = 0.0
-    record: EpochRecord | None = None
+    seen: EpochSeen | None = None
     asked: Epoch = 0
     prepared: Epoch = 0
     crossed: Epoch = 0
@@ -108,6 +108,11 @@ class State:
     farewell: Ack | None = None
     leaving: str = ""
     leave_by: float = 0.0
+
+    @property
+    def record(self) -> EpochRecord | None:
+        """The newest epoch record."""
+        return self.seen.record if self.seen else None
 
     @property
     def rank(self) -> Rank:
@@ -220,11 +225,10 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
     message = event.message
     match message:
         case Hello():
-            known = replace(state, hello=message)
-            return known, Decision((Publish(_registration(known)),), "engine is up; loading and warming")
+            return _hello(state, message)
         case Ready():
             ready = replace(state, ready=True, identity=structs.replace(state.identity, serve_url=message.serve_url))
-            return ready, Decision((Publish(_registration(ready)),), "engine is ready")
+            return _follow_after(ready, (Publish(_registration(ready)),), "engine is ready")
         case Prepared():
             return _prepared(state, message)
         case Activated():
@@ -237,6 +241,25 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
         case EngineStatus():
             return _status(state, event.now, message)
     assert_never(message)
+
+
+def _hello(state: State, message: Hello) -> tuple[State, Decision]:
+    if state.hello is None:
+        known = replace(state, hello=message)
+        return known, Decision((Publish(_registration(known)),), "engine is up; loading and warming")
+    # The same engine on a new connection: what was said on the old one since it last crossed may be lost.
+    again = replace(state, hello=message, asked=state.activated, crossed=state.activated, farewell=None)
+    return _follow_after(again, (), "engine is connected again")
+
+
+def _follow_after(state: State, actions: tuple[Action, ...], reason: str) -> tuple[State, Decision]:
+    """Do ``actions``, then bring the engine as far as the record has come."""
+    if state.seen is None or not state.ready:
+        return state, Decision(actions, reason)
+    followed, decision = _follow(state, state.seen)
+    return followed, Decision(
+        (*actions, *decision.actions), f"{reason}; {decision.reason}" if decision.reason else reason
+    )
 
 
 def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
@@ -276,7 +299,7 @@ def _epoch_seen(state: State, event: EpochSeen) -> tuple[State, Decision]:
     if before is not None and _age(event.record) < _age(before):
         return state, Decision(reason="an older epoch record came late")
     was_active, gave_up = state.active, before.preparing if before else None
-    seen = replace(state, record=event.record)
+    seen = replace(state, seen=event)
     if not seen.ready:
         return seen, Decision(reason="epoch noted; the engine is not ready")
     if was_active and not seen.active and event.record.committed.cut is Cut.ABORT:

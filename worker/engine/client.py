@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from schemas.vocabulary import Epoch, Incarnation
 
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -118,8 +119,7 @@ class EngineClient:
     # --- the socket ---------------------------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ended = (asyncio.IncompleteReadError, asyncio.CancelledError, OSError, msgspec.MsgspecError)
-        with contextlib.suppress(*ended):
+        try:
             first = await _read(reader)
             if isinstance(first, Hello) and self.expect in (None, first.incarnation):
                 self._forget()
@@ -127,6 +127,10 @@ class EngineClient:
                 await self._note(first)
                 while True:
                     await self._note(await _read(reader))
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
+            log.debug("the engine on %s hung up", self.path)
+        except msgspec.MsgspecError:
+            log.exception("the engine on %s says what cannot be read; it may connect again", self.path)
         writer.close()
         if self._writer is writer:
             self._writer = None

@@ -164,6 +164,7 @@ class Lockstep:
             return
         self._reported = word.serial
         incarnations = dict(self.membership.current.identities)
+        waits = self.control.receive_wait_us()[: self.group.shape.max_ranks]
         self.tell(
             Fault(
                 epoch=word.epoch,
@@ -173,7 +174,9 @@ class Lockstep:
                     for rank, evidence in zip(word.suspects, word.evidence, strict=True)
                     if evidence in _EVIDENCE
                 ),
-                receive_wait_us=tuple(self.control.receive_wait_us()),
+                receive_wait_us=tuple(
+                    round(wait) for wait in self.control.receive_wait_us()[: self.group.shape.max_ranks]
+                ),
                 detected_unix_ns=word.unix_ns,
             )
         )
