@@ -174,9 +174,7 @@ class Lockstep:
                     for rank, evidence in zip(word.suspects, word.evidence, strict=True)
                     if evidence in _EVIDENCE
                 ),
-                receive_wait_us=tuple(
-                    round(wait) for wait in self.control.receive_wait_us()[: self.group.shape.max_ranks]
-                ),
+                receive_wait_us=tuple(map(round, waits)),
                 detected_unix_ns=word.unix_ns,
             )
         )
