@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from controlplane.coordinator.cluster import ClusterView
 from controlplane.coordinator.core import step
-from controlplane.coordinator.planning import SimplePlanner
+from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.predicting import predict
 from controlplane.coordinator.state import Change, Deposed, Elected, Kind, Observed, State, Tick, Written
 from controlplane.coordinator.story import Story
@@ -93,7 +93,7 @@ class Coordinator:
         self._identity = identity
         self._take_lease = take_lease
         self._spec = spec
-        self._planner = planner or SimplePlanner()
+        self._planner = planner or LoadAwarePlanner()
         self._metering = metering
         self._clock = clock or LoopClock()
         self._unix_ns = unix_ns

@@ -115,6 +115,12 @@ def possible(topology: Topology, *, experts: int, survivability: Survivability) 
     return counted_slots(topology, experts=experts, survivability=survivability) >= copies * experts
 
 
+def strongest(topology: Topology, *, experts: int, at_most: Survivability) -> Survivability | None:
+    """The strongest survivability these ranks can give, up to ``at_most``; None when not even one copy of each fits."""
+    wanted = ORDER[: ORDER.index(at_most) + 1]
+    return next((s for s in reversed(wanted) if possible(topology, experts=experts, survivability=s)), None)
+
+
 def require(topology: Topology, *, experts: int, survivability: Survivability) -> None:
     """Refuse what these ranks cannot give.
 
@@ -124,10 +130,7 @@ def require(topology: Topology, *, experts: int, survivability: Survivability) -
     if possible(topology, experts=experts, survivability=survivability):
         return
     present = counted_slots(topology, experts=experts, survivability=survivability)
-    nearest = next(
-        (s for s in reversed(ORDER) if possible(topology, experts=experts, survivability=s)),
-        None,
-    )
+    nearest = strongest(topology, experts=experts, at_most=ORDER[-1])
     if nearest is None:
         per_rank = max((spec.slots for spec in topology.usable), default=0)
         more = -(-(experts - topology.slots) // per_rank) if per_rank else experts

@@ -9,7 +9,7 @@ import msgspec
 
 from controlplane.coordinator.core import step
 from controlplane.coordinator.holdings import widened
-from controlplane.coordinator.planning import SimplePlanner
+from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.staging import violations
 from controlplane.coordinator.state import SECOND, Change, Elected, Kind, Observed, State, Tick, Write, Written
 from schemas.operations import Operation, OperationKind
@@ -36,7 +36,7 @@ class Instance:
 
     def __post_init__(self) -> None:
         self.state = State(replica="a")
-        self.planner = SimplePlanner()
+        self.planner = LoadAwarePlanner()
         self.put(Kind.SPEC, "", self.spec)
         self.feed(Elected(self.now, fence=1))
 

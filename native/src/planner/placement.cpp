@@ -182,7 +182,10 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
   // Everyone gets an even part of the budget for survivability; what is left over helps the worst layers' balance.
   const int part = bounded ? static_cast<int>(stages.budget / live.layers + (index < stages.budget % live.layers)) : kNoLimit;
   result.survived = survive(layer, part);
-  if (!stages.improve) return result;
+  if (!stages.improve) {
+    if (stages.fill) fill(layer, bounded ? part - result.survived : kNoLimit);
+    return result;
+  }
   effort.budget = 0;
   improve(layer, effort);  // what can be had without writing more
   if (!bounded) {
