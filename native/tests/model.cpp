@@ -2,6 +2,7 @@
 //
 // Usage: model SCENARIO [seed]. Prints one line and exits 0 when everything held. What it cannot show: warp intrinsics, the device's own
 // memory model beyond acquire/release, and time.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdio>
@@ -109,6 +110,7 @@ class Rank {
   HostPage& page() { return *page_; }
   Limits& limits() { return limits_; }
   Context& context() { return *context_; }
+  std::vector<u8> inbox_bytes() const { return {inbox_.get(), inbox_.get() + params.chunk_stride * sizes_.ranks}; }
   u8* chunk(u32 source) { return inbox_chunk(params, source); }
   void connect(u32 peer, u8* chunk_at_peer) { peers_[peer] = chunk_at_peer; }
   u8* peer(u32 rank) const { return peers_[rank]; }
@@ -311,7 +313,9 @@ class World {
     for (const u32 phase : phases) {
       rank.launch(
           [&](const Thread& self) {
-            if (sizes.wire == Wire::kFp8) {
+            if (!elastic) {
+              dispatch<false, Wire::kBf16>(self, p, d, phase);
+            } else if (sizes.wire == Wire::kFp8) {
               dispatch<true, Wire::kFp8>(self, p, d, phase);
             } else {
               dispatch<true, Wire::kBf16>(self, p, d, phase);
@@ -324,7 +328,7 @@ class World {
     const Combine c{batch, reinterpret_cast<const u8*>(rank.y.data()), reinterpret_cast<u8*>(rank.out.data()), rank.missing.data(), 0,
                     rank.counts.data()};
     for (const u32 phase : phases) {
-      rank.launch([&](const Thread& self) { combine<true>(self, p, c, phase); }, sizes.blocks, sizes.threads,
+      rank.launch([&](const Thread& self) { elastic ? combine<true>(self, p, c, phase) : combine<false>(self, p, c, phase); }, sizes.blocks, sizes.threads,
                   combine_shared_bytes(p.geometry, in.tokens, sizes.blocks, sizes.topk));
     }
   }
@@ -388,6 +392,7 @@ class World {
   std::vector<u64> incarnations;
   std::set<u32> active;
   Replicas replicas;
+  bool elastic = true;
 
  private:
   float through_wire(const u16* row, u32 h) const {
@@ -669,6 +674,48 @@ void zombie(u32 seed) {
   CHECK(passes[0] > 1 && passes[1] > 1, "the zombie hardly ran");
 }
 
+/// Nobody writes to a rank that the epoch leaves out: not a byte of its inboxes changes.
+void masked(u32 seed) {
+  Sizes sizes;
+  sizes.ranks = 4;
+  World world(sizes, seed);
+  world.stage_all(1);
+  std::vector<Input> inputs;
+  for (u32 i = 0; i < sizes.ranks; ++i) inputs.push_back(world.input(sizes.tokens));
+  const auto step = [&](u32 r, Rank& rank) {
+    rank.sync();
+    CHECK(rank.ok(), "rank %u: %u", r, static_cast<u32>(rank.status()));
+    world.round(r, inputs[r], 0);
+    world.expect(r, inputs[r], 0, "beside a masked rank");
+  };
+  world.together(world.active, step);
+  const std::vector<u8> before = world.ranks[1]->inbox_bytes();
+  CHECK(std::any_of(before.begin(), before.end(), [](u8 byte) { return byte != 0; }), "nothing was ever written");
+  world.active.erase(1);
+  world.stage_all(2);
+  for (u32 i = 0; i < 4; ++i) world.together(std::set<u32>(world.active), step);
+  CHECK(world.ranks[1]->inbox_bytes() == before, "somebody wrote to the masked rank");
+}
+
+/// The fixed-membership build gives what the elastic one gives: what it costs is then comparable.
+void fixed_build(u32 seed) {
+  Sizes sizes;
+  World world(sizes, seed);
+  const u32 per_rank = sizes.experts / sizes.ranks;
+  for (u32 e = 0; e < sizes.experts; ++e) world.replicas[e] = {{e / per_rank, e % per_rank, 1}};
+  world.stage_all(1);
+  world.together(world.active, [&](u32, Rank& rank) { rank.sync(); });
+  for (u32 i = 0; i < 6; ++i) {
+    std::vector<Input> inputs;
+    for (u32 r = 0; r < sizes.ranks; ++r) inputs.push_back(world.input(sizes.tokens));
+    world.elastic = i % 2 == 0;
+    world.together(world.active, [&](u32 r, Rank&) {
+      world.round(r, inputs[r], 0);
+      world.expect(r, inputs[r], 0, "fixed and elastic by turns");
+    });
+  }
+}
+
 /// A late tag of an old incarnation, with the right epoch and number, does not count.
 void incarnation(u32 seed) {
   Sizes sizes;
@@ -760,6 +807,7 @@ int main(int argc, char** argv) {
   const std::map<std::string, void (*)(u32)> scenarios = {
       {"rounds", rounds},   {"run_ahead", run_ahead}, {"crash", crash},   {"gossip", gossip_leaves}, {"silence", silence},
       {"flips", flips},     {"zombie", zombie},       {"incarnation", incarnation}, {"abort", abort_and_replay}, {"activation", activation},
+      {"masked", masked},   {"fixed", fixed_build},
   };
   const std::string name = argc > 1 ? argv[1] : "";
   const auto found = scenarios.find(name);

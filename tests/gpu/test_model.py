@@ -25,6 +25,8 @@ SCENARIOS = (
     "incarnation",
     "abort",
     "activation",
+    "masked",
+    "fixed",
 )
 
 
