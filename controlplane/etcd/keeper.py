@@ -155,7 +155,10 @@ class Keeper:
 async def keep(channel: socket.socket, ledger: Ledger) -> int:
     """Read the first message, keep the lease to its end; the process's exit status."""
     start = msgspec.msgpack.decode(channel.recv(_MESSAGE_BYTES), type=Start)
-    owner = os.pidfd_open(start.owner)
+    try:
+        owner = os.pidfd_open(start.owner)
+    except ProcessLookupError:  # it died while this process started
+        return os.EX_NOINPUT
     if os.getppid() != start.owner:  # it died before the line above, and its pid may be another process's now
         return os.EX_NOINPUT
     channel.setblocking(False)
