@@ -31,7 +31,7 @@ from controlplane.gateway.generation import (
 from controlplane.gateway.upstream import AnswerReader, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from controlplane.gateway.errors import GatewayError
     from controlplane.gateway.generation import Event, Generation, Instruction
@@ -92,11 +92,19 @@ class Carrier:
         """When the present rank was asked."""
         return self._attempt.sent_at if self._attempt else 0.0
 
-    def follow(self, table: RouteTable) -> None:
-        """The membership changed: leave a rank that is no longer part of it without waiting for its connection."""
+    def follow(self, table: RouteTable, *, drained: Collection[tuple[int, int]]) -> None:
+        """The membership changed: leave a rank that is no longer part of it without waiting for its connection.
+
+        A rank that was ``drained`` left by plan, which says nothing against the request.
+        """
         route = self.route
-        if route is not None and route.key not in table:
-            self.lose(f"rank {route.rank} left with epoch {table.epoch}")
+        if route is None or route.key in table:
+            return
+        reason = f"rank {route.rank} left with epoch {table.epoch}"
+        if route.key in drained:
+            self.hand_over(reason)
+        else:
+            self.lose(reason)
 
     def lose(self, reason: str) -> None:
         """The present rank is gone."""

@@ -178,11 +178,12 @@ class Ranks:
         self._changed_at = now = time.monotonic()
         self._metrics.routable.set(len(table.open))
         draining = {route.key for route in table.routes if route.draining}
+        drained = set(self._draining_since)
         self._draining_since = {key: self._draining_since.get(key, now) for key in draining}
         keys = {route.key for route in table.routes}
         self._heard = {key: at for key, at in self._heard.items() if key in keys}
         for carrier in tuple(self.carriers):
-            carrier.follow(table)
+            carrier.follow(table, drained=drained)
         self._changed.set()
 
     async def _tick(self) -> None:

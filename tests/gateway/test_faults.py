@@ -175,6 +175,18 @@ async def test_a_draining_rank_hands_over_what_runs_and_is_told_to_stop(gateway)
             await client.until(lambda: leaving.aborted == [leaving.bodies[0]["rid"]])
 
 
+async def test_a_rank_that_leaves_by_plan_is_no_strike_against_its_requests(gateway):
+    async with AsyncExitStack() as stack:
+        first, second, third = await start(stack, {"hang_at": 0}, {"hang_at": 0}, {})
+        async with gateway(first, second, third, serving=[first], crash_limit=1, handover_after_s=30.0) as client:
+            answer = asyncio.create_task(client.generate())
+            for leaving, staying in ((first, second), (second, third)):
+                await client.until(lambda leaving=leaving: leaving.bodies)
+                client.serve(leaving, staying, draining=[leaving])
+                client.serve(staying)
+            assert (await answer)[2]["output_ids"] == EXPECTED
+
+
 async def test_a_draining_rank_finishes_what_is_short(gateway):
     async with AsyncExitStack() as stack:
         leaving, staying = await start(stack, {"pause_s": 0.01}, {})
