@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the loads")
     parser.add_argument("--quick", action="store_true", help="two shapes, two loads, a short day")
     options = parser.parse_args(argv)
-    result: dict[str, Any] = {"run": about(["tools/bench planner", *argv])}
+    result: dict[str, Any] = {"run": about(["tools/bench planner", *(Path(word).name for word in argv)])}
     result |= cases.measure(seed=options.seed, quick=options.quick)
     result["verdict"] = [line.as_dict() for line in verdict.judge(result)]
     for line in result["verdict"]:
