@@ -50,7 +50,6 @@ class Plan:
         etcd: members of etcd, 1 or 3.
         controlplanes: replicas.
         gateways: how many.
-        trace_endpoint: where traces go (OTLP over HTTP); empty for nowhere.
         worker: more settings of ``[worker]``.
         policy: more settings of ``[policy]``.
     """
@@ -61,7 +60,6 @@ class Plan:
     etcd: int = 1
     controlplanes: int = 2
     gateways: int = 1
-    trace_endpoint: str = ""
     worker: dict[str, str | int | float | bool] = field(default_factory=dict)
     policy: dict[str, str | int | float | bool] = field(default_factory=dict)
 
@@ -77,9 +75,10 @@ class Instance:
         token: an operator's bearer token.
     """
 
-    def __init__(self, plan: Plan, *, keep: bool = False) -> None:
-        """Lay out folders, ports and settings; start nothing yet."""
+    def __init__(self, plan: Plan, *, keep: bool = False, traces: str = "") -> None:
+        """Lay out folders and ports; start nothing yet. ``traces`` is where they go (OTLP/HTTP), empty for nowhere."""
         self.plan = plan
+        self._traces = traces
         self.keep = keep
         _clear_abandoned()
         self.folder = Path(tempfile.mkdtemp(prefix=f"eep-{os.getpid()}-", dir=_memory_folder()))
@@ -164,7 +163,7 @@ class Instance:
         )
 
     def _tracing(self) -> dict[str, str]:
-        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.plan.trace_endpoint} if self.plan.trace_endpoint else {}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self._traces} if self._traces else {}
 
     def _settings(self, name: str, section: str, **values: object) -> Path:
         """Write one program's configuration file: the instance's, with some values of one section of its own."""

@@ -17,9 +17,11 @@ from controlplane.etcd import UnavailableError
 from tools.loadgen import Outcome, timing
 from tools.mainjob.instance import SHIPPED_MODEL, Instance, InstanceError, Plan
 from tools.mainjob.processes import ProcessEndedError
+from tools.mainjob.report import longest_gaps
 from tools.mainjob.scenarios import SCENARIOS
 from tools.mainjob.scene import Scene
 from tools.mainjob.screen import Screen
+from tools.mainjob.traces import TraceReceiver
 
 if TYPE_CHECKING:
     from tools.loadgen import Verdict
@@ -71,17 +73,20 @@ async def serve(options: argparse.Namespace) -> int:
     if me is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     with Screen(options.model) as screen:
-        async with Instance(plan, keep=options.keep) as instance:
+        async with (
+            TraceReceiver() as traces,
+            Instance(plan, keep=options.keep, traces=traces.url) as instance,
+        ):
             watching = asyncio.create_task(_watch(instance, screen))
             try:
-                return await _job(options, instance, screen)
+                return await _job(options, instance, screen, traces)
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
                 screen.tell("ending everything that was started")
 
 
-async def _job(options: argparse.Namespace, instance: Instance, screen: Screen) -> int:
+async def _job(options: argparse.Namespace, instance: Instance, screen: Screen, traces: TraceReceiver) -> int:
     plan = instance.plan
     screen.tell(f"starting etcd, {plan.controlplanes} control planes, a gateway and {plan.ranks} SGLang ranks")
     await instance.wait_members(set(range(plan.ranks)), within_s=START_S)
@@ -100,12 +105,20 @@ async def _job(options: argparse.Namespace, instance: Instance, screen: Screen) 
     await scene.begin()
     await SCENARIOS[options.chaos].run(scene)
     await scene.finish()
+    for report in scene.reports:
+        resumed = (
+            "none resumed" if report.resume_ms is None else f"of the lost rank's clients {report.resume_ms:.0f} ms"
+        )
+        screen.tell(f"{report.name}: longest wait between two tokens {report.pause_ms:.0f} ms, {resumed}")
     screen.tell("checking every token against transformers on the same weights")
     verdict = await scene.judge()
     result = outcome(options, scene, verdict)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     screen.tell(summary(result))
+    for report in scene.reports:
+        if report.trace_id:
+            screen.tell(f"trace of the recovery: {traces.page(report.trace_id)}")
     if not options.once:
         await _serve_on(screen, instance)
     return 0 if verdict.good else 1
@@ -132,6 +145,7 @@ def outcome(options: argparse.Namespace, scene: Scene, verdict: Verdict) -> dict
             "errors": [answer.error for answer in answers if answer.error][:10],
         },
         "timing": {key: round(value, 3) for key, value in asdict(timing(answers)).items()},
+        "longest_gaps": longest_gaps(answers),
         "faults": [report.as_json() for report in scene.reports],
         "verdict": "pass" if verdict.good else "fail",
     }

@@ -122,3 +122,20 @@ def gaps_of_loss(report: FaultReport, answers: Sequence[Answer], moment: Moment,
     window = {"since_ns": moment.monotonic_ns, "until_ns": until_ns + _SETTLED_NS}
     report.pause_ms = longest_gap_ms(others, **window)
     report.resume_ms = longest_gap_ms(hit, **window) if hit else None
+
+
+def longest_gaps(answers: Iterable[Answer], *, count: int = 5) -> list[dict[str, Any]]:
+    """The longest gaps of all, with the moment each began: what to look at first."""
+    gaps = [(later - earlier, earlier, answer) for answer in answers for earlier, later in pairwise(answer.arrived_ns)]
+    gaps.sort(key=lambda gap: -gap[0])
+    first = min((earlier for _, earlier, _ in gaps), default=0)
+    return [
+        {
+            "ms": round(gap / 1e6, 1),
+            "at_s": round((earlier - first) / 1e9, 3),
+            "request": answer.ask.id,
+            "ranks": answer.ranks,
+            "resumed": answer.resumed,
+        }
+        for gap, earlier, answer in gaps[:count]
+    ]

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from tools.loadgen import Load, Outcome
 from tools.mainjob.faults import Moment
-from tools.mainjob.report import FaultReport, gaps_of_loss
+from tools.mainjob.report import FaultReport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,7 +74,7 @@ async def kill_two(scene: Scene) -> None:
     report, moment = await scene.lose("SIGKILL of two", first, both)
     await scene.until_excluded(second, after=report.epochs[0])
     await scene.quiet()
-    gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 3_000_000_000)
+    scene.watch_gaps(report, moment)
     await scene.back(report, moment)
 
 
@@ -93,7 +93,7 @@ async def kill_during_recovery(scene: Scene) -> None:
     report = FaultReport("SIGKILL during recovery", first, epochs=(epoch,))
     scene.reports.append(report)
     await scene.quiet()
-    gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 3_000_000_000)
+    scene.watch_gaps(report, moment)
     await scene.back(report, moment)
 
 
@@ -129,7 +129,7 @@ async def zombie(scene: Scene) -> None:
     pid = scene.instance.scheduler(rank).pid
     report, moment = await scene.lose("SIGSTOP", rank, scene.faults.stop_rank)
     await scene.quiet()
-    gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 5_000_000_000)
+    scene.watch_gaps(report, moment, seconds=5.0)
     scene.faults.wake_rank(rank, pid)
     scene.tell(f"rank {rank}: SIGCONT")
     await scene.back(report, moment)
@@ -142,7 +142,7 @@ async def kill_agent(scene: Scene) -> None:
     report, moment = await scene.lose("SIGKILL of the agent", rank, scene.faults.kill_agent)
     scene.faults.restart_agent(rank)
     await scene.quiet()
-    gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 3_000_000_000)
+    scene.watch_gaps(report, moment)
     await scene.back(report, moment)
 
 
@@ -166,7 +166,7 @@ async def kill_leader_during_recovery(scene: Scene) -> None:
     report, moment = await scene.lose("SIGKILL of rank and leader", rank, both)
     scene.faults.restart(leader)
     await scene.quiet()
-    gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 5_000_000_000)
+    scene.watch_gaps(report, moment, seconds=5.0)
     await scene.back(report, moment)
 
 
@@ -190,7 +190,7 @@ async def etcd_away(scene: Scene) -> None:
     moment = await scene.faults.stop_etcd(seconds=10.0)
     scene.tell("etcd: back after 10 s")
     await scene.quiet(3.0)
-    gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 13_000_000_000)
+    scene.watch_gaps(report, moment, seconds=13.0)
     await scene.back(None, None)
     after = await scene.instance.epoch()
     if before is None or after is None or after.committed.epoch != before.committed.epoch:
@@ -225,7 +225,7 @@ async def drain(scene: Scene) -> None:
         raise AssertionError(f"drain of rank {rank}: {done}")
     scene.tell(f"rank {rank}: drained")
     await scene.quiet()
-    gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 3_000_000_000)
+    scene.watch_gaps(report, moment)
     back = await scene.faults.operation(f"/v1/ranks/{rank}:rejoin", {"reason": "repaired"}, within_s=240.0)
     if back["state"] != "done":
         raise AssertionError(f"rejoin of rank {rank}: {back}")
@@ -330,7 +330,7 @@ async def checkpoint_missing(scene: Scene) -> None:
     try:
         report, moment = await scene.lose("SIGKILL without a checkpoint", scene.pick()[0], scene.faults.kill_rank)
         await scene.quiet(2.0)
-        gaps_of_loss(report, scene.load.answers, moment, moment.monotonic_ns + 3_000_000_000)
+        scene.watch_gaps(report, moment)
     finally:
         model.symlink_to(target)
     scene.tell("checkpoint: back")

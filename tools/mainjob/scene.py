@@ -49,6 +49,7 @@ class Scene:
     on_token: Callable[[Answer], None] | None = None
     clients_retry: bool = False
     reports: list[FaultReport] = field(default_factory=list)
+    _losses: list[tuple[FaultReport, Moment, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.faults = Faults(self.instance)
@@ -80,7 +81,17 @@ class Scene:
         if self._running is None:
             return []
         async with asyncio.timeout(300.0):
-            return await self._running
+            answers = await self._running
+        known = {recovery.epoch: recovery for recovery in await recoveries(self.instance)}
+        for report, moment, seconds in self._losses:  # an answer names its ranks when it ends, a recovery its loads
+            gaps_of_loss(report, answers, moment, moment.monotonic_ns + int(seconds * 1e9))
+            if len(report.epochs) > 1 and report.epochs[1] in known:
+                describe_loss(report, known[report.epochs[1]], moment)
+        return answers
+
+    def watch_gaps(self, report: FaultReport, moment: Moment, *, seconds: float = 3.0) -> None:
+        """Fill in, once all answers have ended, what clients waited within ``seconds`` of ``moment``."""
+        self._losses.append((report, moment, seconds))
 
     async def judge(self) -> Verdict:
         """Check every token of every answer against transformers on the same weights."""
@@ -144,9 +155,7 @@ class Scene:
         """One whole loss: hit, recovery, return, with all figures."""
         report, moment = await self.lose(name, rank, fault)
         await self.quiet()
-        gaps_of_loss(report, self.load.answers, moment, moment.monotonic_ns + 3_000_000_000)
-        waited = f"its clients {report.resume_ms or 0:.0f} ms, others {report.pause_ms:.0f} ms"
-        self.tell(f"rank {rank}: longest wait between two tokens: {waited}")
+        self.watch_gaps(report, moment)
         await self.back(report, moment)
         return report
 
