@@ -225,7 +225,8 @@ def test_a_hundred_rejoins_into_one_slot_leak_nothing_and_touch_no_healthy_pair(
         settle(fleet)
         after = fleet.call_all(rounds.resources, ranks=healthy)
         for rank, other in ((0, 2), (2, 0)):
-            assert after[rank][:2] == before[rank][:2]
+            assert after[rank][0] == before[rank][0]
+            assert after[rank][1] < before[rank][1] + 10  # the C library may map an arena; a leak would be a hundred
             assert dict(after[rank][2])[other] == dict(before[rank][2])[other]
         assert all(fleet.ranks[rank].call(rounds.counters)["renewed_inboxes"] == 102 for rank in healthy)
 
