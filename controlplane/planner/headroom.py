@@ -94,7 +94,7 @@ def contingencies(
     constraints: Constraints = DEFAULT,
     hosts: bool = True,
 ) -> tuple[Contingency, ...]:
-    """The repair of every single rank and host loss: each as ``repair`` without a movement budget would make it.
+    """The repair of every single rank and host loss: what ``repair`` loads without a budget, split less finely.
 
     Raises:
         InvalidInputError: an argument that no plan could answer.
