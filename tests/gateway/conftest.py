@@ -90,7 +90,7 @@ class Client:
         return any(len(each.generation.tokens) >= 5 for each in carriers)
 
     async def until(self, condition):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # what is waited for is in another process's hands
                 await asyncio.sleep(0.01)
 

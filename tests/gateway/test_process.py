@@ -36,7 +36,7 @@ class Process:
             "--port-file", str(self.port_file), "--audit", str(self.audit), *arguments,
             stderr=asyncio.subprocess.PIPE, env=os.environ,
         )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not self.port_file.exists():
                 assert self.process.returncode is None, (await self.process.stderr.read()).decode()
                 await asyncio.sleep(0.02)
@@ -45,7 +45,7 @@ class Process:
     async def end(self, number):
         if self.process.returncode is None:
             self.process.send_signal(number)
-        await asyncio.wait_for(self.process.communicate(), 20)
+        await asyncio.wait_for(self.process.communicate(), 60)
         return self.process.returncode
 
     def lines(self, event):
@@ -80,7 +80,7 @@ async def generate(http, process, body=BODY):
 
 
 async def until_ready(http, process, *, ranks):
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             async with http.get(f"{process.url}/ready") as response:
                 if (await response.json())["ranks"] == ranks:
@@ -117,7 +117,7 @@ async def test_routes_follow_the_epoch_and_the_leases_of_etcd(started, http):
                     await asyncio.sleep(0.01)
                 await register(etcd, 1, sound.url)
                 await commit(etcd, 2, [(1, 1)])
-                status, body = await asyncio.wait_for(stuck, 10)
+                status, body = await asyncio.wait_for(stuck, 60)
                 assert (status, body["output_ids"]) == (200, answer_of(PROMPT, 40))
                 assert body["meta_info"]["eep"]["ranks"] == [0, 1]
                 await until_ready(http, process, ranks=[1])
@@ -140,7 +140,7 @@ async def test_sigterm_lets_running_answers_end(started, http):
         process.process.send_signal(signal.SIGTERM)
         status, body = await running
         assert (status, body["output_ids"]) == (200, answer_of(PROMPT, 40))
-        assert await asyncio.wait_for(process.process.wait(), 20) == 0
+        assert await asyncio.wait_for(process.process.wait(), 60) == 0
         assert [line["ending"] for line in process.lines("ended")] == ["completed"]
 
 
@@ -179,6 +179,6 @@ async def test_settings_that_cannot_be_used_end_it_at_once_and_are_named(argumen
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "controlplane.gateway.main", "--check", *arguments, stderr=asyncio.subprocess.PIPE
     )
-    _, said = await asyncio.wait_for(process.communicate(), 30)
+    _, said = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode == 78
     assert named in said.decode()

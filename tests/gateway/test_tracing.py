@@ -39,7 +39,8 @@ async def main(first, second):
         url = f"http://127.0.0.1:{{runner.addresses[0][1]}}/generate"
         body = {{"input_ids": {PROMPT}, "sampling_params": {{"max_new_tokens": 20, "temperature": 0}}}}
         asked = asyncio.create_task(http.post(url, json=body, headers={{"traceparent": "{CLIENT}"}}))
-        await asyncio.sleep(0.3)
+        while not any(len(each.generation.tokens) == 5 for each in ranks.carriers):
+            await asyncio.sleep(0.01)
         routes.replace(RouteTable(2, (Route(1, 1, second),), "{CAUSE}"))
         print((await (await asked).json())["output_ids"])
         await runner.cleanup()
@@ -57,7 +58,7 @@ async def test_a_resumed_requests_span_links_to_the_recovery_and_continues_the_c
             env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(), 60)
+        out, err = await asyncio.wait_for(process.communicate(), 240)
         assert process.returncode == 0, err.decode()
         assert out.decode().strip() == str(answer_of(PROMPT, 20))
         (span,) = (span for span in sink.spans if span.name == "eep.request")
