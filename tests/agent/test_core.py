@@ -19,8 +19,8 @@ from schemas.messages import (
     Prepared,
     Ready,
 )
-from schemas.records import Ack, EpochRecord, EpochVersion, FaultReport, Registration, Suspicion
-from schemas.vocabulary import Cut, Evidence, Member
+from schemas.records import Ack, AckPhase, EpochRecord, EpochVersion, FaultReport, Registration, Suspicion
+from schemas.vocabulary import Cut, Evidence, Member, SourceTier
 from worker.agent.core import Policy, State, decide
 from worker.agent.events import (
     Begin,
@@ -139,9 +139,11 @@ def test_loss_of_a_peer_calls_the_step_off_before_anything_else():
 
 def test_an_answer_that_is_overtaken_by_the_crossing_does_not_take_it_back():
     state, _ = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)), Heard(3.0, Activated(epoch=2, step=9, waited_ms=1)))
-    assert follow(state, Heard(3.1, Prepared(epoch=2, ok=True)))[1] == [
-        Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True))
-    ]
+    loads = (AckPhase(tier=SourceTier.HOST_PEER, slots=1, bytes=8, seconds=0.1),)
+    whole = Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9, loads=loads)
+    assert follow(state, Heard(3.1, Prepared(epoch=2, ok=True, loads=loads)))[1] == [Publish(whole)]
+    state, _ = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)), Heard(3.0, Prepared(epoch=2, ok=True, loads=loads)))
+    assert follow(state, Heard(3.1, Activated(epoch=2, step=9, waited_ms=1)))[1][0] == Publish(whole)
 
 
 def test_an_engine_that_connects_again_is_told_again_what_it_may_have_missed():

@@ -87,6 +87,7 @@ class State:
         prepared: highest epoch the engine says it prepared.
         crossed: highest epoch whose commit was passed on.
         activated: epoch the engine runs under.
+        ack: what was last acknowledged; later phases add to it.
         farewell: the acknowledgement of an epoch without us, held back until our last request has ended.
         leaving: why the rank wants to go; empty while it stays.
         leave_by: when it goes without being let go.
@@ -105,6 +106,7 @@ class State:
     prepared: Epoch = 0
     crossed: Epoch = 0
     activated: Epoch = 0
+    ack: Ack | None = None
     farewell: Ack | None = None
     leaving: str = ""
     leave_by: float = 0.0
@@ -232,8 +234,8 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
         case Prepared():
             return _prepared(state, message)
         case Activated():
-            running = replace(state, activated=message.epoch)
             ack = structs.replace(_ack(state, message.epoch), activated=True, step=message.step)
+            running = replace(state, activated=message.epoch, ack=ack)
             actions = (Publish(ack), Publish(_registration(running)))
             return running, Decision(actions, f"runs under epoch {message.epoch} after {message.waited_ms:.1f} ms")
         case Fault():
@@ -268,14 +270,13 @@ def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
     ack = structs.replace(
         _ack(state, message.epoch),
         prepared=message.ok,
-        activated=state.activated >= message.epoch,  # the stepping thread may cross before this answer is on its way
         error=message.error,
         loads=message.loads,
         missing=message.missing,
     )
     if not message.ok:
         return state, Decision((Publish(ack),), f"epoch {message.epoch} failed: {message.error}")
-    prepared = replace(state, prepared=message.epoch)
+    prepared = replace(state, prepared=message.epoch, ack=ack)
     version = state.record.preparing if state.record else None
     if version is not None and version.epoch == message.epoch and not state.among(version):
         return replace(prepared, farewell=ack), Decision((Send(Ask()),), "prepared to go; are there requests left?")
@@ -402,6 +403,9 @@ def _registration(state: State) -> Registration:
 
 
 def _ack(state: State, epoch: Epoch) -> Ack:
+    """What was acknowledged of the epoch so far."""
+    if state.ack is not None and (state.ack.epoch, state.ack.incarnation) == (epoch, state.running):
+        return state.ack
     return Ack(rank=state.rank, incarnation=state.running, epoch=epoch, prepared=True)
 
 

@@ -80,7 +80,9 @@ class Engine:
         if batch is not None:
             lockstep.enter(_tokens(batch))
             self._in_step = True
-        else:
+        elif not getattr(self._scheduler, "result_queue", None):
+            # With overlap scheduling the last tokens of our last request may still wait to be sent: SGLang does that in
+            # this turn of its loop, which must not become as long as our peers' work.
             self._serve_peers(lockstep)
         return batch
 
