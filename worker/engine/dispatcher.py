@@ -14,6 +14,7 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 
 from native import _native
 from worker.engine.errors import StepAbandonedError
+from worker.engine.missing import leave_out
 
 if TYPE_CHECKING:
     from worker.engine.membership import Membership
@@ -78,10 +79,10 @@ class ElasticDispatcher(BaseDispatcher):  # type: ignore[misc]  # SGLang is unty
     def _without_missing(
         self, ids: torch.Tensor, weights: torch.Tensor, membership: Membership
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Leave out experts without a copy and renormalise the rest to the same sum."""
+        """The routing without experts that have no live copy in this layer."""
         lost = [expert for layer, expert in membership.current.missing if layer == self.layer]
-        gone = torch.isin(ids, torch.tensor(lost, dtype=ids.dtype))
-        self.masked += int(gone.sum())
-        kept = weights.masked_fill(gone, 0.0)
-        total, rest = weights.sum(-1, keepdim=True), kept.sum(-1, keepdim=True)
-        return ids.masked_fill(gone, -1), kept * torch.where(rest > 0, total / rest.clamp_min(1e-20), 0.0)
+        if not lost:
+            return ids, weights
+        ids, weights, left_out = leave_out(ids, weights, lost)
+        self.masked += left_out
+        return ids, weights
