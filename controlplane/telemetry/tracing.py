@@ -7,6 +7,7 @@ A traceparent (W3C) is the only thing that crosses a process boundary; it travel
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
@@ -82,7 +83,8 @@ class Tracing:
             "service.instance.id": instance_id,
             "service.version": version("eep"),
         }
-        provider = TracerProvider(resource=Resource.create(own))
+        # ``stop`` ends it within a deadline; the SDK's own exit handler has none.
+        provider = TracerProvider(resource=Resource.create(own), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(_exporter(environment)))
         trace.set_tracer_provider(provider)
         return cls(provider)
@@ -91,16 +93,21 @@ class Tracing:
         """Send what is buffered; blocks up to ``deadline_s``, so call it by ``asyncio.to_thread``.
 
         Returns:
-            Whether everything was handed over in time.
+            Whether the exporter was done with it in time.
         """
-        return self.provider is None or self.provider.force_flush(int(deadline_s * 1e3))
+        return self.provider is None or _within(deadline_s, self.provider.force_flush)
 
     def stop(self, *, deadline_s: float) -> bool:
-        """Flush within ``deadline_s`` and end the exporter's thread; blocks."""
-        done = self.flush(deadline_s=deadline_s)
-        if self.provider is not None and done:  # an exporter stuck on a dead endpoint would block shutdown longer
-            self.provider.shutdown()
-        return done
+        """Flush and end the exporter's thread; blocks up to ``deadline_s``. Whether it was done in time."""
+        return self.provider is None or _within(deadline_s, self.provider.shutdown)
+
+
+def _within(deadline_s: float, work: Callable[[], object]) -> bool:
+    """Whether ``work`` ended in time: the SDK's exporters go on retrying past the time-out that they are given."""
+    worker = threading.Thread(target=work, name="traces' end", daemon=True)
+    worker.start()
+    worker.join(deadline_s)
+    return not worker.is_alive()
 
 
 def tracer() -> trace.Tracer:
