@@ -48,7 +48,7 @@ class Constraints:
     movement_budget: int | None = None
     pinned: tuple[Pin, ...] = ()
     unavailable: frozenset[tuple[Layer, Expert]] = frozenset()
-    tolerance: float = 1e-3
+    tolerance: float = 2e-3
     fill: bool = False
     threads: int | None = None
 
