@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from schemas.operations import OperationKind
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tools.simulation.world import World
 
 CHAOS_S = 10.0
+HAND_OVER_S = 5.0
 SETTLE_S = 60.0
 """Longest it may take to become whole after the last fault: every deadline of the policy once, and back-offs."""
 
@@ -84,7 +86,9 @@ async def hand_over(world: World) -> None:
     for name, coordinator in world.coordinators.items():
         if coordinator.view.leading and name in world.tasks:
             world.note(f"{name} hands over")
-            await coordinator.hand_over()
+            with contextlib.suppress(TimeoutError):  # another fault may kill it meanwhile
+                async with asyncio.timeout(HAND_OVER_S):
+                    await coordinator.hand_over()
             await world.end_task(name)
             world.start_coordinator(name)
             return
