@@ -129,7 +129,7 @@ def contingencies(
             load=demand,
             survivability=constraints.survivability,
             reason=f"prepared for the loss of {name}",
-            needed=orphans,
+            unavailable=constraints.unavailable,
         )
         balance = Balance.of(worst / np.where(ideal > 0, ideal, 1))
         made.append(Contingency(name, lost, orphans, plan=plan, balance=balance, refusal=""))

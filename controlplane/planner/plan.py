@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from controlplane.planner.constraints import Constraints
     from controlplane.planner.topology import Topology
     from schemas.placement import Placement
+    from schemas.vocabulary import Expert, Layer
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Plan:
         load: [layers, experts] it was made for.
         survivability: which loss it was asked to survive.
         reason: one sentence.
-        needed: slots that coverage alone takes.
+        unavailable: (layer, expert) pairs that no slot was wanted for.
     """
 
     placement: Placement
@@ -71,12 +72,23 @@ class Plan:
     load: npt.NDArray[np.float64]
     survivability: Survivability
     reason: str
-    needed: int
+    unavailable: frozenset[tuple[Layer, Expert]]
 
     @cached_property
     def fills(self) -> npt.NDArray[np.intp]:
         """[n, 4] (layer, rank, slot, expert): what has to be loaded, in that order."""
         return fills(self.before, self.placement)
+
+    @cached_property
+    def needed(self) -> int:
+        """(layer, expert) pairs in no slot of a usable rank before: coverage cannot do with fewer writes."""
+        if self.before is None:
+            return self.load.size - len(self.unavailable)
+        usable = self.topology.capacity[None, :, None] > np.arange(self.topology.width)
+        slots = np.where(usable, self.before.slots, np.uint16(EMPTY))
+        held = replace(self.before, slots=slots, weights=np.ones_like(slots))
+        orphans = presence(held, self.topology.domains(Survivability.RANK)) == 0
+        return int(orphans.sum()) - sum(bool(orphans[layer, expert]) for layer, expert in self.unavailable)
 
     @cached_property
     def explanation(self) -> Explanation:

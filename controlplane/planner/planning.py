@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +65,7 @@ def plan(
         load=demand,
         survivability=constraints.survivability,
         reason=reason + explain_target(constraints),
-        needed=_needed(live, topology, constraints, demand),
+        unavailable=constraints.unavailable,
     )
     _confirm(answer, constraints)
     return answer
@@ -116,7 +115,7 @@ def repair(
         load=demand,
         survivability=constraints.survivability,
         reason=f"repaired on {len(topology.usable)} ranks" + explain_target(constraints),
-        needed=_needed(live, topology, constraints, demand),
+        unavailable=constraints.unavailable,
     )
 
 
@@ -143,17 +142,6 @@ def target(
         weights=np.where(chosen, fresh.weights, near.weights),
         n_experts=live.n_experts,
     )
-
-
-def _needed(live: Placement | None, topology: Topology, constraints: Constraints, load: npt.NDArray[np.float64]) -> int:
-    """(layer, expert) pairs that are in no slot of a usable rank: the fewest writes that coverage can do with."""
-    if live is None:
-        return load.size - len(constraints.unavailable)
-    loaded = replace(live, weights=np.ones_like(live.weights))
-    usable = topology.capacity[None, :, None] > np.arange(topology.width)
-    held = replace(loaded, slots=np.where(usable, live.slots, np.uint16(0xFFFF)))
-    orphans = presence(held, topology.domains(Survivability.RANK)) == 0
-    return int(orphans.sum()) - sum(bool(orphans[layer, expert]) for layer, expert in constraints.unavailable)
 
 
 def _confirm(answer: Plan, constraints: Constraints) -> None:
