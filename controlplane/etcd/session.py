@@ -21,6 +21,7 @@ _HAS_LEADER = ("hasleader", "true")
 """Makes a member without a leader refuse instead of staying silent (etcd's ``WithRequireLeader``)."""
 _FIRST_PAUSE_S = 0.02
 """Before the second attempt; doubles: another member is usually there at once, an election takes a second."""
+_LONGEST_PAUSE_S = 0.5
 
 
 class Session:
@@ -64,7 +65,7 @@ class Session:
             if asyncio.get_running_loop().time() + pause >= deadline:
                 raise unknown or fault
             await asyncio.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _attempt(self, method: Callable[[Endpoint], Any], request: Any, deadline: float, *, fresh: bool) -> Any:
         member = await self.endpoints.ready(deadline)
