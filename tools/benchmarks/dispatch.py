@@ -279,7 +279,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--hidden", type=int, nargs="+", default=[2048, 7168])
-    parser.add_argument("--blocks", type=int, default=30, help="turns that each variant takes")
+    parser.add_argument("--blocks", type=int, default=20, help="turns that each variant takes")
     options = parser.parse_args(argv)
     rows = []
     for ranks in options.ranks:
