@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -15,16 +15,19 @@ def _pieces(tokens, *, skip_special=True):
     return [stream.push(token) for token in tokens] + [stream.flush()]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(texts)
 def test_pieces_of_any_text_join_to_that_text(text):
     assert "".join(_pieces(TOKENIZER.encode(text).ids, skip_special=False)) == text
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(ids)
 def test_pieces_of_any_ids_join_to_their_decoding(tokens):
     assert "".join(_pieces(tokens)) == TOKENIZER.decode(tokens)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(texts)
 def test_no_piece_ends_inside_a_character(text):
     pieces = _pieces(TOKENIZER.encode(text).ids)[:-1]
@@ -46,6 +49,7 @@ def test_a_special_token_has_no_text_unless_it_is_kept():
 stops = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(alphabet="abcd", max_size=30), stops, st.data())
 def test_the_earliest_stop_string_ends_the_text_however_it_is_cut(text, stops, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
