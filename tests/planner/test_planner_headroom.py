@@ -1,8 +1,8 @@
 import pytest
-from planner_cases import assert_sound, lognormal, orphans, written
 
 from controlplane.planner import Constraints, Topology, contingencies, headroom, plan
 from schemas.policy import Survivability
+from tests.planner.planner_cases import assert_sound, lognormal, orphans, written
 
 
 def test_every_single_loss_has_its_repair_ready():

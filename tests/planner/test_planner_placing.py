@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from planner_cases import lognormal, orphans, written
 
 from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.planning import Instance, Seat
 from controlplane.planner import Topology, imbalance
 from schemas.placement import EMPTY, Placement
 from schemas.policy import Survivability
+from tests.planner.planner_cases import lognormal, orphans, written
 
 PLANNER = LoadAwarePlanner(threads=1)
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_cases import assert_sound, best_split, lognormal, mixed, routed, written, zipf
 
 from controlplane.planner import (
     Constraints,
@@ -16,6 +15,7 @@ from controlplane.planner import (
     slot_bound,
 )
 from schemas.policy import Survivability
+from tests.planner.planner_cases import assert_sound, best_split, lognormal, mixed, routed, written, zipf
 
 
 @pytest.mark.parametrize("load", [zipf, lognormal])

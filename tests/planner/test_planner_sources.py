@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from planner_cases import lognormal
 from scipy.optimize import linprog
 
 from controlplane.planner import Constraints, Links, RankSpec, Topology, plan, repair, sources
 from controlplane.planner.sourcing import ways
 from schemas.placement import EMPTY, Placement
 from schemas.vocabulary import SourceTier
+from tests.planner.planner_cases import lognormal
 
 MIB = 1 << 20
 LINKS = Links(expert_bytes=44 * MIB)
