@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_planner_plan import instances
 
 from controlplane.planner import (
     Constraints,
@@ -17,6 +16,7 @@ from controlplane.planner import (
 )
 from schemas.policy import Survivability
 from tests.planner.planner_cases import lognormal, zipf
+from tests.planner.test_planner_plan import instances
 
 
 def walk(live, transition):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_planner_plan import instances
 
 from controlplane.planner import Constraints, InfeasibleError, Topology, imbalance, plan, repair
 from schemas.policy import Survivability
 from tests.planner.planner_cases import assert_sound, best_split, lognormal, orphans, routed, written, zipf
+from tests.planner.test_planner_plan import instances
 
 
 @pytest.mark.parametrize("load", [zipf, lognormal])
