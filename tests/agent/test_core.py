@@ -221,9 +221,11 @@ def test_a_rank_that_leaves_is_drained_and_then_exits():
     asked = registered(ready=True, serve_url="http://r1", holds="d", leaving="SIGTERM")
     assert actions == [asked, Send(Drain(deadline_s=20.0)), WakeAt(23.0)]
     state, _ = follow(state, seen(version(1, 3, 7), version(2, 3)), Heard(4.0, Prepared(epoch=2, ok=True)))
-    assert follow(state, seen(version(2, 3)))[1] == [
-        Committed(2),
-        Send(Commit(epoch=2, cut=Cut.PLANNED)),
+    state, actions = follow(state, seen(version(2, 3)))
+    assert actions == [Committed(2), Send(Commit(epoch=2, cut=Cut.PLANNED))], "it takes part in the flip"
+    parked = Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9)
+    assert follow(state, Heard(5.0, Activated(epoch=2, step=9, waited_ms=0.1)))[1] == [
+        Publish(parked),
         Exit("left: SIGTERM"),
     ]
 

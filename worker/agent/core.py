@@ -235,6 +235,9 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
             return _prepared(state, message)
         case Activated():
             ack = structs.replace(_ack(state, message.epoch), activated=True, step=message.step)
+            if not state.active:  # it has crossed out with the others: nobody waits for it in a step any more
+                gone = (Exit(f"left: {state.leaving}"),) if state.leaving else ()
+                return replace(state, ack=ack), Decision((Publish(ack), *gone), f"parked by epoch {message.epoch}")
             running = replace(state, activated=message.epoch, ack=ack)
             actions = (Publish(ack), Publish(_registration(running)))
             return running, Decision(actions, f"runs under epoch {message.epoch} after {message.waited_ms:.1f} ms")
@@ -358,8 +361,6 @@ def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Deci
     crossed = replace(state, asked=max(state.asked, version.epoch), crossed=version.epoch)
     if not state.among(version):  # let go: the engine parks, and may be asked back as it is
         crossed = replace(crossed, activated=0, farewell=None)
-        if state.leaving:
-            actions.append(Exit(f"left: {state.leaving}"))
     return crossed, Decision(tuple(actions), f"crosses into epoch {version.epoch}: {version.reason}")
 
 

@@ -29,8 +29,8 @@ _EVIDENCE = {
     _native.Evidence.DEAD: Evidence.DEAD,
     _native.Evidence.SILENT: Evidence.SILENT,
     _native.Evidence.SLOW: Evidence.SLOW,
-    _native.Evidence.GOSSIP: Evidence.SILENT,
 }
+"""What a rank saw itself. Gossip is left out: one accuser's word, passed on by all, must not look like a quorum."""
 _SAY_AGAIN_S = 5.0
 _LOOK_S = 0.2
 
