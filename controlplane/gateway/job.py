@@ -29,7 +29,7 @@ _LARGEST_SEED = 2**31 - 1
 class Presenter(Protocol):
     """Puts answers into a dialect."""
 
-    def piece(self, index: int, piece: Piece) -> Any:
+    def piece(self, index: int, piece: Piece, generation: Generation) -> Any:
         """The event for news of answer ``index``; None for nothing to say."""
         ...
 

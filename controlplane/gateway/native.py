@@ -150,13 +150,16 @@ class NativePresenter:
         self._incremental = incremental
         self._said = [_Said() for _ in specs]
         self._counts = [0] * len(specs)
+        self._ranks: list[list[int]] = [[] for _ in specs]
 
-    def piece(self, index: int, piece: Piece) -> Any:
-        """One event with ``finish_reason: null``."""
+    def piece(self, index: int, piece: Piece, generation: Generation) -> Any:
+        """One event with ``finish_reason: null``; says which ranks served when that has changed."""
         self._counts[index] += len(piece.ids)
         said = self._said[index] = _Said() if self._incremental else self._said[index]
         said.add(piece)
-        return self._event(index, said, finish=None, facts=None)
+        moved = list(generation.ranks) != self._ranks[index]
+        self._ranks[index] = list(generation.ranks)
+        return self._event(index, said, finish=None, facts=resume_facts(generation) if moved else None)
 
     def finish(self, index: int, finish: Finish, generation: Generation) -> Any:
         """The last event: the finish reason, and how the answer was made."""

@@ -45,7 +45,7 @@ class _Presenter(ABC):
         self._created = int(time.time())
         self._undecided = [_Tokens() for _ in specs]
 
-    def piece(self, index: int, piece: Piece) -> Any:
+    def piece(self, index: int, piece: Piece, generation: Generation) -> Any:  # noqa: ARG002  # OpenAI's have no ranks
         """The event for new text; None while it is undecided."""
         waiting = self._undecided[index]
         waiting.add(piece)

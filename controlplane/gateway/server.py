@@ -101,7 +101,7 @@ class Server:
         try:
             async for batch in running.news():
                 events = [
-                    present.piece(index, what)
+                    present.piece(index, what, running.generations[index])
                     if isinstance(what, Piece)
                     else present.finish(index, what, running.generations[index])
                     for index, what in batch
