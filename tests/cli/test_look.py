@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 
 import msgspec
 import pytest
@@ -81,6 +82,8 @@ async def following(server, *words):
         env={**os.environ, "EEP_ENDPOINTS": str(server.make_url("")), "EEP_TOKEN": OPERATOR},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        # Ctrl-C reaches it as on a terminal, also where these tests run in a background job, which ignores SIGINT.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
