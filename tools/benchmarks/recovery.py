@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tools.benchmarks.provenance import provenance
 from tools.loadgen import throughput, timing
 from tools.mainjob.instance import SHIPPED_MODEL, Instance, Plan
 from tools.mainjob.main import START_S
@@ -150,9 +148,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     pause_s = intact["medians"].get("pause_ms", 0.0) / 1000
     restart_s = intact["full_restart"]["unavailable_s"]
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "cpu": platform.processor() or platform.machine()},
-        "command": "tools/bench recovery",
+        **provenance(f"tools/bench recovery --faults {options.faults}"),
         "ranks": options.ranks,
         "model": str(options.model.name),
         "intact": intact,

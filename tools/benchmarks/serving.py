@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import psutil
 
+from tools.benchmarks.provenance import provenance
 from tools.cluster.bare import BareCluster
 from tools.cluster.traffic import generate
 from worker.engine.launch import free_port
@@ -242,6 +243,11 @@ def main(argv: list[str]) -> int:
     for key, ratio in ratios.items():
         print(f"{key}: {ratio:.1f} ×")
     if options.json:
-        report = {"model": options.model.name, "systems": [asdict(system) for system in systems], "speedup": ratios}
+        report = {
+            **provenance("tools/bench serving"),
+            "model": options.model.name,
+            "systems": [asdict(system) for system in systems],
+            "speedup": ratios,
+        }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
