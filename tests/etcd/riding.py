@@ -81,7 +81,7 @@ class Ride:
 
 
 @asynccontextmanager
-async def ride(writer, reader, prefix, *, before_s=0.5, after_s=0.5, settle_s=30.0):
+async def ride(writer, reader, prefix, *, before_s=0.5, after_s=0.5, settle_s=10.0):
     """Write and watch around the body, which does the fault; at the end all that was written must be delivered."""
     it = Ride(prefix)
     watching = asyncio.create_task(it.watch(Watch(reader, prefix)))
