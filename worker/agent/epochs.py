@@ -45,20 +45,27 @@ class EpochFollower:
         async for change in Watch(self._etcd, self._keys.epoch):
             for event in change.events:
                 if event.item.value:
-                    yield await self._read(decode(event.item.value, EpochRecord, key=event.key))
+                    seen = await self._read(decode(event.item.value, EpochRecord, key=event.key))
+                    if seen is not None:
+                        yield seen
 
-    async def _read(self, record: EpochRecord) -> EpochSeen:
-        """Everything that the record names, in one round trip."""
-        names = {record.committed.placement, record.held}
-        if record.preparing is not None:
-            names.add(record.preparing.placement)
-        unknown = sorted(name for name in names if name and name not in self._placements)
+    async def _read(self, record: EpochRecord) -> EpochSeen | None:
+        """Everything that the record names, in one round trip; None when a newer record has taken its place.
+
+        A placement goes only when no record names it any more. Acting without one would be fatal: a rank that does not
+        know what its slots hold would fill them all anew, those in use too (invariant 1).
+        """
+        names = {record.committed.placement, record.held, record.preparing.placement if record.preparing else ""} - {""}
+        unknown = sorted(names - self._placements.keys())
         reads = [Get(self._keys.ranks), Get(self._keys.backups), *(Get(self._keys.placement(name)) for name in unknown)]
         result = await self._answered(Txn(then=tuple(reads)))
         ranks, backups, *placements = result.replies
         for name, listing in zip(unknown, placements, strict=True):
-            if listing.only is not None:
-                self._remember(name, Placement.from_wire(listing.only.value))
+            if listing.only is None:
+                log.info("rank %d skips a record of epoch %d: a newer one stands", self._rank, record.committed.epoch)
+                return None
+            self._placements[name] = Placement.from_wire(listing.only.value)
+        self._forget_all_but(names)
         registrations = _by_rank(ranks)
         kept = [decode(item.value, Backup, key=item.key) for item in backups]
         preparing = record.preparing
@@ -78,10 +85,11 @@ class EpochFollower:
                 log.debug("rank %d waits for etcd: %s", self._rank, error)
                 await asyncio.sleep(_AGAIN_S)
 
-    def _remember(self, name: str, placement: Placement) -> None:
-        self._placements[name] = placement
-        while len(self._placements) > _REMEMBERED:
-            del self._placements[next(iter(self._placements))]
+    def _forget_all_but(self, names: set[str]) -> None:
+        """Keep those in use and the newest of the others."""
+        others = [name for name in self._placements if name not in names]
+        for name in others[: max(len(self._placements) - _REMEMBERED, 0)]:
+            del self._placements[name]
 
     def _plan(
         self,
