@@ -229,6 +229,10 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     abort_deadline_s: Seconds = 30.0
     on_timeout: OnTimeout = OnTimeout.ROLLBACK
     """Planned change, and an active rank does not acknowledge in time: rollback, or exclude the rank."""
+    slow_wait_share: Share = 0.3
+    """A rank is slow when its peers wait for it this part of their time; 1 judges by their complaints alone."""
+    slow_drain_s: Seconds = 60.0
+    """A rank that stays slow for this long, with less and less to do, is drained."""
     flap_window_s: Seconds = 600.0
     """Losses of one rank within this are counted together."""
     flap_limit: Count = 4

@@ -117,6 +117,15 @@ class Keys:
         return f"{self.backups}{rank:04d}"
 
     @property
+    def waits(self) -> str:
+        """Prefix of the rows of the receive-wait matrix."""
+        return f"{self.prefix}waits/"
+
+    def wait(self, rank: Rank) -> str:
+        """How long one rank waited for each other lately."""
+        return f"{self.waits}{rank:04d}"
+
+    @property
     def loads(self) -> str:
         """Prefix of the expert loads that ranks measured."""
         return f"{self.prefix}loads/"

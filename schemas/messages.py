@@ -149,6 +149,8 @@ class EngineStatus(_Message, frozen=True, kw_only=True):
     """float32 [layers, experts], decayed counts of tokens routed from this rank."""
     masked: int = 0
     """(token, expert) pairs left out so far for want of a live copy; best effort only."""
+    receive_wait_us: tuple[int, ...] = ()
+    """Decayed mean wait per exchange for each rank's rows, µs."""
 
 
 ToEngine = Prepare | Commit | Discard | Drain | Ask

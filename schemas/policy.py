@@ -50,7 +50,14 @@ class Spec(Record, frozen=True, kw_only=True):
     slow_clear_s: float = 20.0
     """Without a complaint for this long it counts as healthy again (longer than slow_after_s: hysteresis)."""
     slow_share: float = 0.5
-    """Share of its nominal speed that a slow rank is planned with."""
+    """Share of its nominal speed that a slow rank is planned with where nothing was measured, and the least ever."""
+    slow_wait_share: float = 0.3
+    """A rank is slow when its peers spend this part of their time waiting for it, beyond what they wait for the others;
+    1 judges by their complaints alone."""
+    slow_rows: int = 3
+    """Rows of the receive-wait matrix (one each 5 s), from more than half of the peers, that must agree."""
+    slow_move_slots: int = 64
+    """Slots that the rebalance which follows may write, over all layers; weights shift in any case."""
     flap_window_s: float = 600.0
     flap_limit: int = 4
     """Losses within the window after which a rank stays out until an operator lets it in."""

@@ -164,6 +164,8 @@ class RankView(Record, frozen=True, kw_only=True):
     """Not to be added before."""
     slow: float = 1.0
     """Share of its nominal speed that the planner may count on."""
+    waited: float = 0.0
+    """Part of the time that its peers waited for it, beyond what they wait for others, when ``slow`` was measured."""
 
 
 class Status(Record, frozen=True, kw_only=True):
@@ -192,6 +194,16 @@ class Backup(Record, frozen=True, kw_only=True):
     host: str
     address: str
     experts: tuple[tuple[int, int], ...] = ()
+
+
+class ReceiveWait(Record, frozen=True, kw_only=True):
+    """``waits/<r>``, on the rank's lease: its row of the receive-wait matrix, every few seconds while it runs steps."""
+
+    rank: Rank
+    incarnation: Incarnation
+    epoch: Epoch
+    share: tuple[float, ...] = ()
+    """Part of the time since the row before that this rank waited for each rank's rows, 0 … 1."""
 
 
 class ExpertLoad(Record, frozen=True, kw_only=True):

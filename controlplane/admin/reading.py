@@ -111,6 +111,7 @@ def _row(snapshot: Snapshot, rank: Rank, view: RankView, found: Registration | N
         experts=_replicas(snapshot.placement, rank),
         slots=found.slots if found else 0,
         speed=(found.speed if found else 1.0) * view.slow,
+        waited=view.waited,
         ready=bool(found and found.ready),
         serve_url=found.serve_url if found else "",
         cordoned=view.cordoned,

@@ -111,6 +111,8 @@ class RankRow(_View, frozen=True, kw_only=True):
     slots: int
     speed: float
     """Share of nominal speed that the planner counts on: the rank's own × what a slow rank is down-weighted to."""
+    waited: float
+    """Part of the time that its peers waited for it when it was found slow, beyond what they wait for others."""
     ready: bool
     serve_url: str
     cordoned: str

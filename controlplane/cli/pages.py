@@ -22,6 +22,7 @@ RANKS = (
     Column("EPOCH", field("epoch"), right=True),
     Column("EXPERTS", field("experts"), right=True),
     Column("SPEED", _share, right=True),
+    Column("WAITED", lambda row: f"{row['waited']:.0%}" if row["waited"] else "", right=True),
     Column("SINCE", lambda row: ago(row["since"]), right=True),
     Column("LOSSES", field("losses"), right=True),
     Column("RETRY AT", field("retry_at")),

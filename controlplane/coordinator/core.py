@@ -15,8 +15,9 @@ import msgspec
 from controlplane.coordinator import changes, operating
 from controlplane.coordinator.blame import Verdict, judge
 from controlplane.coordinator.folding import observe
+from controlplane.coordinator.health import examined, shifted
 from controlplane.coordinator.holdings import prepared, routed, widened
-from controlplane.coordinator.membership import can_read_disk, held_now, instance_of, wanted
+from controlplane.coordinator.membership import can_read_disk, candidates, held_now, instance_of, wanted
 from controlplane.coordinator.ranks import amended, lost, refreshed
 from controlplane.coordinator.retention import stale
 from controlplane.coordinator.staging import toward
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from controlplane.coordinator.state import Event, State
     from schemas.operations import Operation, Recovery
     from schemas.placement import Placement
-    from schemas.records import Ack, EpochRecord, EpochVersion, RankView, Status
+    from schemas.records import Ack, EpochRecord, EpochVersion, Status
     from schemas.vocabulary import Rank
 
 SUCCESSOR_PATIENCE = 2 * SECOND
@@ -302,7 +303,7 @@ def formation(case: _Case) -> Write | Wait | State | None:
     room = sum(seat.slots for seat in instance.seats.values()) if instance else 0
     if instance is None or room < instance.experts:
         needed = instance.experts if instance else "all"
-        return _aside(case, f"{len(ready)} ranks are ready with {room} slots for {needed} experts")
+        return _aside(case, f"{len(ready)} ranks are ready with {room} slots for {needed} experts{_diskless(state)}")
     if instance.unavailable:
         return _aside(case, changes.named(sorted(instance.unavailable)))
     state = state.notice("form")
@@ -316,45 +317,30 @@ def formation(case: _Case) -> Write | Wait | State | None:
     )
 
 
+def _diskless(state: State) -> str:
+    """Who is left out of a first epoch because nobody could give it weights, and the remedy."""
+    ranks = [rank for rank in candidates(state) if not state.backups and not can_read_disk(state, rank)]
+    if not ranks or not any(can_read_disk(state, rank) for rank in candidates(state)):
+        return ""
+    return f"; ranks {', '.join(map(str, ranks))} cannot read a checkpoint: mend that and start them again"
+
+
 def _aside(case: _Case, why: str) -> Wait:
     """Nothing can be formed yet."""
     return Wait(case.state, why)
 
 
 def health(case: _Case) -> Write | State | None:
-    """Slow ranks get less, then leave; ranks that expect their own end leave."""
-    state, spec = case.state, case.state.spec
-    views = []
-    for rank in state.members:
-        view, tag = state.view(rank), f"slow:{rank}"
-        if rank in case.verdict.leaving and not view.draining:
-            word = f"notice: {case.verdict.leaving[rank]}"
-            views.append(msgspec.structs.replace(view, draining=word, cordoned=view.cordoned or word))
-            continue
-        if rank in case.verdict.slow:
-            state = state.notice(tag).forget(f"fine:{rank}")
-            view = _slowed(state, view, state.since(tag), why=case.verdict.slow[rank])
-        elif view.slow < 1 or tag in state.noticed:
-            state = state.notice(f"fine:{rank}")
-            if state.since(f"fine:{rank}") >= int(spec.slow_clear_s * SECOND):
-                state = state.forget(tag).forget(f"fine:{rank}")
-                view = msgspec.structs.replace(view, slow=1.0)
-        if view != state.view(rank):
-            views.append(view)
+    """Slow ranks get less in a planned rebalance, then leave; ranks that expect their own end leave."""
+    state, views = examined(case.state, case.verdict)
     if not views or not case.automatic:
         return state
     names = ", ".join(f"rank {view.rank} counts {view.slow:.0%}" for view in views)
-    return Write(reason=f"health: {names}", decided=state.now, status=amended(state.status, views))
-
-
-def _slowed(state: State, view: RankView, lasting: int, *, why: str) -> RankView:
-    spec = state.spec
-    if lasting >= int(spec.slow_drain_s * SECOND) and not view.draining:
-        word = f"slow for {lasting / SECOND:.0f} s: {why}"
-        return msgspec.structs.replace(view, draining=word, cordoned=view.cordoned or word)
-    if lasting >= int(spec.slow_after_s * SECOND):
-        return msgspec.structs.replace(view, slow=spec.slow_share)
-    return view
+    status = amended(state.status, views)
+    placements: tuple[Placement, ...] = ()
+    if any(view.slow != state.view(view.rank).slow for view in views):
+        status, placements = shifted(state, status, planner=case.planner)
+    return Write(reason=f"health: {names}", decided=state.now, status=status, placements=placements)
 
 
 def operations(case: _Case) -> Write | None:

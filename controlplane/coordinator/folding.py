@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from controlplane.coordinator.state import Event, Name, State
     from schemas.operations import Recovery
+    from schemas.vocabulary import Rank
 
 SINGLE: dict[Kind, Any] = {Kind.SPEC: Spec(), Kind.EPOCH: None, Kind.STATUS: Status()}
 """Kinds with one key, and what its absence means."""
@@ -58,9 +59,17 @@ def fold(state: State, changes: Iterable[Change]) -> State:
             table.pop(change.name, None)
             if change.kind is Kind.ACK:  # never written here, so never delivered twice: keep no tombstone
                 del revisions[key]
+        elif change.kind is Kind.WAIT:
+            table[change.name] = (*table.get(change.name, ()), change.value)[-max(state.spec.slow_rows, 1) :]
         else:
             table[change.name] = change.value
+    if "status" in fields and _speeds(fields["status"]) != _speeds(state.status):
+        fields["waits"] = {}  # they told of other speeds
     return replace(state, revisions=revisions, **fields)
+
+
+def _speeds(status: Status) -> dict[Rank, float]:
+    return {view.rank: view.slow for view in status.ranks if view.slow != 1}
 
 
 def written_changes(event: Written, state: State) -> list[Change]:

@@ -48,6 +48,7 @@ def lost(view: RankView, blame: Blame, *, spec: Spec, now: int) -> RankView:
         retry_unix_ns=now + int(wait * SECOND),
         draining="",
         slow=1.0,
+        waited=0.0,
         cordoned=view.cordoned or (hold if len(losses) >= spec.flap_limit else ""),
     )
 
@@ -97,7 +98,8 @@ def _member_state(state: State, view: RankView, verdict: Verdict) -> tuple[RankS
     if view.rank in verdict.suspected:
         return RankState.SUSPECT, verdict.suspected[view.rank]
     if view.slow < 1:
-        return RankState.SUSPECT, f"slow: planned with {view.slow:.0%} of its speed"
+        waited = f"its peers waited for it {view.waited:.0%} of the time, " if view.waited else ""
+        return RankState.SUSPECT, f"slow: {waited}planned with {view.slow:.0%} of its speed"
     return RankState.ACTIVE, ""
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from schemas.operations import Operation, PastEpoch, Recovery
     from schemas.placement import Placement
-    from schemas.records import Ack, Backup, EpochRecord, ExpertLoad, FaultReport, Record, Registration
+    from schemas.records import Ack, Backup, EpochRecord, ExpertLoad, FaultReport, ReceiveWait, Record, Registration
     from schemas.vocabulary import Epoch, Fence, Incarnation, Rank
 
 SECOND = 1_000_000_000
@@ -36,6 +36,7 @@ class Kind(Enum):
     BACKUP = "backups"
     PLACEMENT = "placements"
     LOAD = "loads"
+    WAIT = "waits"
     PAST = "past"
     """``history/<epoch>``: written and forgotten here, never folded: nothing is decided from it."""
 
@@ -131,6 +132,9 @@ class State:
     backups: Mapping[Rank, Backup] = field(default_factory=dict)
     placements: Mapping[str, Placement] = field(default_factory=dict)
     loads: Mapping[Rank, ExpertLoad] = field(default_factory=dict)
+    waits: Mapping[Rank, tuple[ReceiveWait, ...]] = field(default_factory=dict)
+    """Each reporter's last rows of the receive-wait matrix, oldest first: one row alone decides nothing. Only the last
+    stands in etcd; a successor waits for its own."""
     revisions: Mapping[tuple[Kind, Name], int] = field(default_factory=dict)
     fence: Fence = 0
     """0 while this replica follows."""

@@ -11,7 +11,7 @@ from schemas.codec import RecordError, decode, encode
 from schemas.operations import Operation, Recovery
 from schemas.placement import Placement, PlacementFormatError
 from schemas.policy import Spec
-from schemas.records import Ack, Backup, EpochRecord, ExpertLoad, FaultReport, Record, Registration, Status
+from schemas.records import Ack, Backup, EpochRecord, ExpertLoad, FaultReport, ReceiveWait, Record, Registration, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,7 @@ class Wire:
             keys.backups: _Shelf(Kind.BACKUP, Backup, int),
             keys.placements: _Shelf(Kind.PLACEMENT, None, str),
             keys.loads: _Shelf(Kind.LOAD, ExpertLoad, int),
+            keys.waits: _Shelf(Kind.WAIT, ReceiveWait, int),
         }
 
     def change(self, event: Event) -> Change | None:

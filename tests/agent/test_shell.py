@@ -182,6 +182,14 @@ async def test_an_engines_death_is_reported_and_a_new_incarnation_registers(etcd
     assert not again.holds
 
 
+async def test_an_engine_restarts_although_its_timer_fires_early(etcd, engine, monkeypatch):
+    """A loop runs what is due within its clock's resolution: the engine once waited for ever for the rest of it."""
+    me = await in_epoch_one(etcd, engine)
+    monkeypatch.setattr(asyncio.get_running_loop(), "_clock_resolution", 0.03)
+    engine.die()
+    await registered(etcd, lambda found: found.ready and found.incarnation != me.incarnation)
+
+
 async def test_an_abort_reaches_the_engine_before_the_plan(etcd, engine):
     me = await in_epoch_one(etcd, engine)
     await publish(etcd, committed=version(2, me, cut=Cut.ABORT), loading=True, held=PLACEMENT.digest)

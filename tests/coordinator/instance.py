@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from controlplane.coordinator.core import step
 from controlplane.coordinator.holdings import widened
@@ -14,9 +15,10 @@ from controlplane.coordinator.staging import violations
 from controlplane.coordinator.state import SECOND, Change, Elected, Kind, Observed, State, Tick, Write, Written
 from schemas.operations import Operation, OperationKind
 from schemas.policy import Spec
-from schemas.records import Ack, FaultReport, Registration, Suspicion
+from schemas.records import Ack, FaultReport, ReceiveWait, Registration, Suspicion
 
 if TYPE_CHECKING:
+    from schemas.placement import Placement
     from schemas.vocabulary import Evidence
 
 
@@ -169,6 +171,13 @@ class Instance:
         )
         self.put(Kind.REPORT, reporter, report)
 
+    def waits(self, rank: int, **share: float) -> None:
+        """One row of the matrix: ``_2=0.5`` says that ``rank`` spent half of its time waiting for rank 2."""
+        row = [share.get(f"_{peer}", 0.01) if peer != rank else 0.0 for peer in range(max(self.members) + 1)]
+        incarnation = self.state.registrations[rank].incarnation
+        wait = ReceiveWait(rank=rank, incarnation=incarnation, epoch=self.epoch, share=tuple(row))
+        self.put(Kind.WAIT, rank, wait)
+
     def ask(self, kind: str, *ranks: int, id: str = "", **more: Any) -> str:  # noqa: A002
         name = id or f"op{len(self.state.operations)}"
         operation = Operation(
@@ -209,6 +218,7 @@ class Instance:
         for (kind, name), revision in self.state.revisions.items():
             table = kinds[kind]
             value = table.get(name) if isinstance(table, dict) else table
+            value = value[-1] if kind is Kind.WAIT and value else value
             if value is not None:
                 changes.append(Change(kind, name, value, revision))
         self.state = fresh
@@ -231,3 +241,16 @@ def coded(write: Write) -> Write:
         recoveries=tuple(again(r) for r in write.recoveries),
         operations=tuple(again(o) for o in write.operations),
     )
+
+
+def traffic(placement: Placement) -> np.ndarray:
+    """[max_ranks] part of the traffic that each rank gets when every expert is as popular as the others."""
+    layers, ranks, _ = placement.slots.shape
+    found = np.zeros(ranks)
+    for layer in range(layers):
+        slots, weights = placement.slots[layer], placement.weights[layer].astype(float)
+        experts = np.minimum(slots, placement.n_experts - 1)
+        total = np.bincount(experts.ravel(), weights=weights.ravel(), minlength=placement.n_experts)
+        share = np.divide(weights, total[experts], out=np.zeros_like(weights), where=weights > 0)
+        found += share.sum(axis=1) / placement.n_experts / layers
+    return found

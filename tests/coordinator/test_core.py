@@ -6,13 +6,18 @@ from controlplane.coordinator.state import Kind
 from schemas.policy import OnTimeout, Spec
 from schemas.records import Backup
 from schemas.vocabulary import Cut, Evidence
-from tests.coordinator.instance import Instance
+from tests.coordinator.instance import Instance, traffic
 
 
 def formed(ranks: int = 4, **more) -> Instance:
     instance = Instance(**more)
     instance.form(ranks)
     return instance
+
+
+def weight_of(instance: Instance, rank: int) -> float:
+    """The part of all experts' traffic that the live table sends to a rank, if every expert is as popular."""
+    return float(traffic(instance.live)[rank])
 
 
 def test_the_first_epoch_waits_for_coverage_then_for_the_rest_then_goes():
@@ -118,16 +123,25 @@ def test_slowness_never_excludes_but_costs_share_and_then_drains():
         instance.report(reporter, (3, Evidence.SLOW))
     instance.elapse(1.5)
     assert instance.state.view(3).slow == 0.5
-    assert 3 in instance.members
+    assert "moving slots to the wanted placement" in instance.reasons  # a planned change gives it less
+    instance.work()
+    assert instance.members == [0, 1, 2, 3]
+    assert weight_of(instance, 3) < weight_of(instance, 0)
     for reporter in (0, 1):
         instance.put(Kind.REPORT, reporter, None)
     instance.elapse(2)
     assert instance.state.view(3).slow == 0.5  # hysteresis
     instance.elapse(1.5)
     assert instance.state.view(3).slow == 1.0
+    instance.work()
+    assert weight_of(instance, 3) == pytest.approx(weight_of(instance, 0), rel=0.1)
     for reporter in (0, 1):
         instance.report(reporter, (3, Evidence.SLOW))
-    instance.elapse(6)
+    instance.elapse(1.5)
+    instance.work()
+    for reporter in (0, 1):
+        instance.report(reporter, (3, Evidence.SLOW))  # under the new epoch: less to do did not help
+    instance.elapse(4)
     instance.work()
     assert instance.members == [0, 1, 2]
     assert instance.state_of(3) == "cordoned"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from controlplane.etcd import EtcdError
 from schemas.messages import Ask, EngineStatus
-from schemas.records import Ack, Backup, ExpertLoad, FaultReport, Registration
+from schemas.records import Ack, Backup, ExpertLoad, FaultReport, ReceiveWait, Registration
 from worker.agent.core import decide
 from worker.agent.events import (
     Begin,
@@ -28,7 +28,7 @@ from worker.agent.events import (
     Tick,
     WakeAt,
 )
-from worker.agent.loads import EVERY_S, expert_load
+from worker.agent.measuring import ASK_EVERY_S, Measurements
 from worker.agent.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 _LEASE_PAUSE_S = 0.2
 _LAST_WORDS_S = 1.0
 _PROGRESS_S = 1.0
+
+
+Published = Registration | Ack | FaultReport | Backup | ExpertLoad | ReceiveWait
 
 
 class EngineHost(Protocol):
@@ -104,6 +107,7 @@ class Agent:
         self._follow = follow
         self._story = story
         self._publisher = Publisher(etcd)
+        self._measurements = Measurements()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lease: Lease | None = None
         self._exit = ""
@@ -117,7 +121,7 @@ class Agent:
         """Ask the rank to go."""
         self.heard(Leave(self._now(), reason, deadline_s))
 
-    def publish(self, record: Registration | Ack | FaultReport | Backup | ExpertLoad) -> None:
+    def publish(self, record: Published) -> None:
         """Let a record stand on the rank's lease."""
         self._publisher.put(self._key(record), record)
 
@@ -127,7 +131,7 @@ class Agent:
             asyncio.create_task(self._publisher.run(), name="publish"),
             asyncio.create_task(self._keep_lease(), name="lease"),
             asyncio.create_task(self._watch(), name="epochs"),
-            asyncio.create_task(self._ask_load(), name="load"),
+            asyncio.create_task(self._ask(), name="measure"),
         ]
         worker = asyncio.create_task(self._work(), name="work")
         try:
@@ -152,7 +156,7 @@ class Agent:
             before = self.state
             self.state, decision = decide(before, event)
             self._story.tell(before, event, self.state, decision)
-            self._tell_load(event)
+            self._tell_measured(event)
             for action in decision.actions:
                 await self._perform(action)
 
@@ -178,7 +182,7 @@ class Agent:
                 await self._settle()
                 self._exit = reason
 
-    def _key(self, record: Registration | Ack | FaultReport | Backup | ExpertLoad) -> str:
+    def _key(self, record: Published) -> str:
         match record:
             case Registration():
                 return self._keys.rank(record.rank)
@@ -190,6 +194,8 @@ class Agent:
                 return self._keys.backup(record.rank)
             case ExpertLoad():
                 return self._keys.load(record.rank)
+            case ReceiveWait():
+                return self._keys.wait(record.rank)
 
     async def _settle(self) -> None:
         """Give the last words a moment to reach etcd."""
@@ -200,20 +206,20 @@ class Agent:
     def _wake(self, when: float) -> None:
         def ring() -> None:
             self._timers.discard(timer)
-            self.heard(Tick(self._now(), self._fresh_incarnation()))
+            # A timer may fire a clock's resolution early; what waits for this instant must not find it still to come.
+            self.heard(Tick(max(self._now(), when), self._fresh_incarnation()))
 
         timer = asyncio.get_running_loop().call_at(when, ring)
         self._timers.add(timer)
 
-    def _tell_load(self, event: Event) -> None:
+    def _tell_measured(self, event: Event) -> None:
         if isinstance(event, Heard) and isinstance(event.message, EngineStatus) and self.state.hello is not None:
-            load = expert_load(self.state.hello, event.message)
-            if load is not None:
-                self.publish(load)
+            for record in self._measurements.taken(self.state.hello, event.message, now_s=event.now):
+                self.publish(record)
 
-    async def _ask_load(self) -> None:
+    async def _ask(self) -> None:
         while True:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(ASK_EVERY_S)
             if self.state.active:
                 self._engine.send(Ask())
 

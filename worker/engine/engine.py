@@ -170,7 +170,7 @@ class Engine:
             block=control,
             membership=membership,
             preparing=Preparing(membership, links, loader, settings),
-            status=lambda: self._status(group, membership),
+            status=lambda: self._status(group, membership, control),
         )
         self.lockstep = Lockstep(
             group=group,
@@ -208,7 +208,7 @@ class Engine:
             dtype=_native.DType.FLOAT32 if first.params_dtype.itemsize == 4 else _native.DType.BFLOAT16,
         )
 
-    def _status(self, group: _native.Group, membership: Membership) -> EngineStatus:
+    def _status(self, group: _native.Group, membership: Membership, control: _native.ControlBlock) -> EngineStatus:
         scheduler = self._scheduler
         return EngineStatus(
             epoch=membership.current.epoch,
@@ -219,6 +219,7 @@ class Engine:
             draining=self._control is not None and self._control.draining,
             tokens_per_expert=bytes(memoryview(group.tokens_per_expert()).cast("B")),
             masked=sum(dispatcher.masked for dispatcher in self.layers.dispatchers),
+            receive_wait_us=tuple(control.receive_wait_us()[: self.settings.max_ranks]),
         )
 
 

@@ -1,0 +1,95 @@
+"""Grey failures: a slow rank gets less to do in a planned rebalance, and leaves if that does not help.
+
+Two ways to be found slow: the peers' complaints (steps past their deadline, by a majority, for a while), and the
+receive-wait matrix (``slowness``). With hysteresis both ways: what is taken is given back only after a while in peace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from controlplane.coordinator.changes import fresh
+from controlplane.coordinator.holdings import widened
+from controlplane.coordinator.membership import instance_of
+from controlplane.coordinator.slowness import complaint, paces, reckoned
+from controlplane.coordinator.state import SECOND
+
+if TYPE_CHECKING:
+    from controlplane.coordinator.blame import Verdict
+    from controlplane.coordinator.planning import Planner
+    from controlplane.coordinator.slowness import Pace
+    from controlplane.coordinator.state import State
+    from schemas.placement import Placement
+    from schemas.records import RankView, Status
+
+
+def examined(state: State, verdict: Verdict) -> tuple[State, list[RankView]]:
+    """The state with its patience brought forward, and the views of members that change."""
+    measured, views = paces(state), []
+    for rank in sorted(state.members):
+        before = state.view(rank)
+        if rank in verdict.leaving and not before.draining:
+            word = f"notice: {verdict.leaving[rank]}"
+            views.append(msgspec.structs.replace(before, draining=word, cordoned=before.cordoned or word))
+            continue
+        state, after = _examined(state, before, said=verdict.slow.get(rank, ""), pace=measured.get(rank))
+        if after != before:
+            views.append(after)
+    return state, views
+
+
+def _examined(state: State, view: RankView, *, said: str, pace: Pace | None) -> tuple[State, RankView]:
+    measured = complaint(pace, share=state.spec.slow_wait_share) if pace else ""
+    if measured or said:
+        state = state.notice(f"slow:{view.rank};").forget(f"fine:{view.rank};")
+        return state, _slowed(state, view, said=said, measured=measured, pace=pace)
+    return _recovering(state, view, pace)
+
+
+def _slowed(state: State, view: RankView, *, said: str, measured: str, pace: Pace | None) -> RankView:
+    spec, lasting = state.spec, state.since(f"slow:{view.rank};")
+    if lasting >= int(spec.slow_drain_s * SECOND) and not view.draining:
+        word = f"slow for {lasting / SECOND:.0f} s: {measured or said}"
+        return msgspec.structs.replace(view, draining=word, cordoned=view.cordoned or word)
+    if measured and pace is not None:
+        less = reckoned(pace, planned=view.slow, least=spec.slow_share, slow=True)
+        return view if less == view.slow else msgspec.structs.replace(view, slow=less, waited=round(pace.waited_for, 2))
+    if lasting >= int(spec.slow_after_s * SECOND):
+        return msgspec.structs.replace(view, slow=min(view.slow, spec.slow_share))
+    return view
+
+
+def _recovering(state: State, view: RankView, pace: Pace | None) -> tuple[State, RankView]:
+    """Nobody complains. Whom complaints made slow is trusted again after a while; who was measured, as measured."""
+    slow, fine = f"slow:{view.rank};", f"fine:{view.rank};"
+    if view.slow == 1 and slow not in state.noticed:
+        return state, view
+    state = state.notice(fine)
+    if state.since(fine) < int(state.spec.slow_clear_s * SECOND):
+        return state, view
+    state = state.forget(slow)
+    able = 1.0
+    if view.waited:
+        able = reckoned(pace, planned=view.slow, least=state.spec.slow_share, slow=False) if pace else view.slow
+    if able == view.slow:
+        return (state, view) if view.slow < 1 else (state.forget(fine), view)
+    return state.forget(fine), msgspec.structs.replace(view, slow=able, waited=view.waited if able < 1 else 0.0)
+
+
+def shifted(state: State, status: Status, *, planner: Planner) -> tuple[Status, tuple[Placement, ...]]:
+    """``status`` with a goal that suits its ranks' speeds, unless an operator's is pursued or nothing is gained."""
+    record, live = state.record, state.live
+    if record is None or live is None or record.committed.missing or status.goal_cause:
+        return status, ()
+    instance = instance_of(replace(state, status=status), state.members, held=live)
+    if instance is None:
+        return status, ()
+    wide = widened(live, rows=instance.max_ranks, slots=instance.slots)
+    budget = max(state.spec.slow_move_slots * instance.expert_bytes, 1)  # 0 would be no limit
+    plan = planner.plan(instance, live=wide, max_bytes=budget)
+    if plan.placement == wide or plan.placement.missing(state.members):
+        return status, ()
+    return msgspec.structs.replace(status, goal=plan.placement.digest, goal_cause=""), fresh(state, plan.placement)
