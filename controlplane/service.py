@@ -43,7 +43,8 @@ EXIT_CONFIG = 78
 EXIT_FAILED = 1
 _STATUS_EVERY_S = 1.0
 _WEDGED_S = 2.0
-"""A loop that did not go round for so long gives the leadership to a replica whose loop does."""
+"""A loop that decides and did not go round for so long, beside the one call to etcd that it may be waiting for, gives
+the leadership to a replica whose loop does."""
 _SHUTDOWN_S = 5.0
 
 
@@ -151,7 +152,9 @@ class Service:
 
             async def take_lease() -> Lease:
                 return await KeptLease.take(
-                    config.etcd, ttl_s=config.controlplane.lease_ttl_s, progress_deadline_s=_WEDGED_S
+                    config.etcd,
+                    ttl_s=config.controlplane.lease_ttl_s,
+                    progress_deadline_s=_WEDGED_S + config.etcd.deadline_s,
                 )
 
             coordinator = Coordinator(

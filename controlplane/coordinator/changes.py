@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controlplane.coordinator.blame import Verdict
-    from controlplane.coordinator.planning import Planner
+    from controlplane.coordinator.planning import Instance, Planner
     from controlplane.coordinator.state import State
     from schemas.placement import Placement
     from schemas.records import Status
@@ -66,7 +66,7 @@ def abort(state: State, verdict: Verdict, *, planner: Planner, reason: str, dete
     excluded = {blame.rank for blame in verdict.excluded}
     members = tuple(m for m in record.committed.members if m.rank not in excluded)
     held = held_now(state)
-    placement, missing, why = repaired(state, [m.rank for m in members], planner=planner, lost=excluded, held=held)
+    placement, missing, why = repaired(state, [m.rank for m in members], planner=planner)
     version = EpochVersion(
         epoch=state.next_epoch,
         members=members,
@@ -114,21 +114,31 @@ def abort(state: State, verdict: Verdict, *, planner: Planner, reason: str, dete
     )
 
 
-def repaired(
-    state: State, ranks: list[Rank], *, planner: Planner, lost: set[Rank], held: Placement | None
-) -> tuple[Placement | None, int, str]:
+def repaired(state: State, ranks: list[Rank], *, planner: Planner) -> tuple[Placement | None, int, str]:
     """The placement after a loss, how many experts it lacks, and the planner's words."""
-    instance = instance_of(state, ranks, held=held)
-    if instance is None or not ranks or held is None:
+    asked = repair_of(state, ranks)
+    if asked is None:
         absent = state.live.n_layers * state.live.n_experts if state.live else 0
         return None, absent, "no rank is left: the instance forms again as soon as enough are ready"
-    wide = widened(held, rows=instance.max_ranks, slots=instance.slots)
-    ready = planner.contingency(instance, held=wide, lost=next(iter(lost))) if len(lost) == 1 else None
-    plan = ready or planner.repair(instance, held=wide, urgent=True)
+    instance, held = asked
+    plan = planner.repair(instance, held=held, urgent=True)
     missing = plan.placement.missing(ranks)
     if missing:
         return plan.placement, len(missing), f"{plan.reason}; {named(missing)}"
     return plan.placement, 0, plan.reason
+
+
+def repair_of(state: State, ranks: list[Rank]) -> tuple[Instance, Placement] | None:
+    """What a planner is asked when only ``ranks`` are left: they, and what they hold; None when nothing is known.
+
+    What the lost ones held does not matter any more, so it is left out: the question is the same before the loss.
+    """
+    held = held_now(state)
+    instance = instance_of(state, ranks, held=held)
+    if instance is None or not ranks or held is None:
+        return None
+    left = only(held, [rank for rank in ranks if rank < held.max_ranks])
+    return instance, widened(left, rows=instance.max_ranks, slots=instance.slots)
 
 
 def named(missing: list[tuple[int, int]]) -> str:

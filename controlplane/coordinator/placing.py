@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from controlplane.coordinator.planning import Instance
     from schemas.placement import Placement
-    from schemas.vocabulary import Rank
 
 
 class LoadAwarePlanner:
@@ -63,10 +62,6 @@ class LoadAwarePlanner:
         placement, _ = evolve(held, load, topology, wish, improve=urgent, budget=0 if urgent else None)
         written = int(np.count_nonzero((placement.slots != held.slots) & (placement.weights > 0)))
         return Plan(placement=placement, reason=f"{written} slots to fill on {len(instance.seats)} ranks")
-
-    def contingency(self, instance: Instance, *, held: Placement, lost: Rank) -> Plan | None:  # noqa: ARG002
-        """None: a repair takes milliseconds, less than deciding whether one made earlier still applies."""
-        return None
 
     def _ask(self, instance: Instance) -> tuple[Topology, npt.NDArray[np.float64], Constraints]:
         specs = tuple(

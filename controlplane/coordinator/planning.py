@@ -80,10 +80,6 @@ class Planner(Protocol):
         """
         ...
 
-    def contingency(self, instance: Instance, *, held: Placement, lost: Rank) -> Plan | None:
-        """A repair worked out before the loss of one rank; None when this planner prepares none."""
-        ...
-
 
 class SimplePlanner:
     """Fewest copies first, slot by slot over the ranks. No load model, no search: a fallback."""
@@ -110,10 +106,6 @@ class SimplePlanner:
         placement = _filled(instance, slots, urgent=urgent, idle=held.weights == 0)
         written = int(np.count_nonzero((placement.slots != held.slots) & (placement.slots != EMPTY)))
         return Plan(placement=placement, reason=f"{written} slots to fill on {len(members)} ranks")
-
-    def contingency(self, instance: Instance, *, held: Placement, lost: Rank) -> Plan | None:  # noqa: ARG002
-        """None: a repair of this planner takes no longer than looking one up."""
-        return None
 
 
 def _filled(

@@ -13,10 +13,11 @@ import time
 from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from controlplane.coordinator.cluster import ClusterView
 from controlplane.coordinator.core import step
+from controlplane.coordinator.foresight import Foresight
 from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.predicting import predict
 from controlplane.coordinator.state import Change, Deposed, Elected, Kind, Observed, State, Tick, Written
@@ -26,6 +27,7 @@ from controlplane.etcd import (
     DeposedError,
     Election,
     EtcdError,
+    EventKind,
     LeaseLostError,
     LeaseNotFoundError,
     LoopClock,
@@ -48,19 +50,32 @@ if TYPE_CHECKING:
     from controlplane.coordinator.planning import Planner
     from controlplane.coordinator.state import Event, Write
     from controlplane.etcd import Change as Revision
-    from controlplane.etcd import Clock, Etcd, Leadership, Lease, TxnResult
+    from controlplane.etcd import Clock, Etcd, KeyValue, Leadership, Lease, TxnResult
+    from controlplane.etcd import Event as EtcdEvent
     from schemas.keys import Keys
     from schemas.operations import Operation, Prediction
     from schemas.policy import Spec
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TICK_S = 0.1
 """How late a deadline may be noticed; deadlines are seconds."""
 AGAIN_S = 0.1
 """Pause before a write whose outcome is unknown is sent again, or a refused one decided again."""
+AHEAD_S = 0.5
+"""How soon after a change the next losses are planned for."""
 CONNECTED_S = 2.0
 """etcd counts as away after this long without a sign of life."""
+
+
+class Beside(Protocol):
+    """Runs work that takes long beside the loop: a thread; in virtual time at once."""
+
+    def __call__(self, work: Callable[..., T], /, *arguments: Any) -> Awaitable[T]:
+        """The work's result."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +102,15 @@ class Coordinator:
         clock: Clock | None = None,
         unix_ns: Callable[[], int] = time.time_ns,
         said: Callable[[str], None] = lambda _: None,
+        beside: Beside = asyncio.to_thread,
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._identity = identity
         self._take_lease = take_lease
         self._spec = spec
-        self._planner = planner or LoadAwarePlanner()
+        self._planner = Foresight(planner or LoadAwarePlanner())
+        self._beside = beside
         self._metering = metering
         self._clock = clock or LoopClock()
         self._unix_ns = unix_ns
@@ -110,16 +127,17 @@ class Coordinator:
         self._leaving = asyncio.Event()
         self._idle = asyncio.Event()
         self._lease: Lease | None = None
+        self._candidates: dict[str, KeyValue] = {}
         self._unreadable: dict[str, int] = {}
         self.rounds = 0
-        """How often the loop that decides went round: a watchdog's food."""
+        """How often the loop that decides went round, or made an attempt to write: a watchdog's food."""
 
     # --- what others may ask ------------------------------------------------------------------------------------------
 
     @property
     def view(self) -> ClusterView:
         """What this replica knows now."""
-        leader = leader_of(item for key, item in self._watch.items.items() if key.startswith(self._keys.election))
+        leader = leader_of(self._candidates.values())
         record = None
         if leader is not None:
             record = decode(leader.value, LeaderRecord, key=leader.key)
@@ -163,6 +181,7 @@ class Coordinator:
             tasks.create_task(self._stand(), name="stand for election")
             tasks.create_task(self._tick(), name="tick")
             tasks.create_task(self._decide(), name="decide")
+            tasks.create_task(self._look_ahead(), name="look ahead")
 
     # --- following ----------------------------------------------------------------------------------------------------
 
@@ -178,6 +197,8 @@ class Coordinator:
     def _changes(self, revision: Revision) -> list[Change]:
         changes = []
         for event in revision.events:
+            if event.key.startswith(self._keys.election):
+                self._stands(event)
             try:
                 change = self._wire.change(event)
             except RecordError as error:  # of a newer version, or damaged: what we knew of the key stands
@@ -188,6 +209,13 @@ class Coordinator:
             if change is not None:
                 changes.append(change)
         return changes
+
+    def _stands(self, event: EtcdEvent) -> None:
+        """Keep the candidates apart: the view names the leader at every event, among thousands of keys."""
+        if event.kind is EventKind.DELETE:
+            self._candidates.pop(event.key, None)
+        else:
+            self._candidates[event.key] = event.item
 
     async def _followed(self, revision: int) -> None:
         """Wait until everything up to ``revision`` is in the inbox."""
@@ -253,18 +281,33 @@ class Coordinator:
     async def _tick(self) -> None:
         while True:
             await self._clock.sleep(TICK_S)
-            self.rounds += 1
-            if self._lease is not None:
-                self._lease.progress()
-            if self._leadership is not None and not self._inbox:
+            if not self._inbox:
                 self._post(Tick(self._unix_ns()))
+
+    async def _look_ahead(self) -> None:
+        """Plan losses before they happen, one at a time beside the loop, while nothing else is to be done."""
+        while True:
+            await self._clock.sleep(AHEAD_S)
+            state = self._state
+            if not self._planner.due(state):
+                continue
+            steps = self._planner.ahead(state)
+            while self._state.record is state.record and await self._beside(next, steps, None) is not None:
+                pass
 
     async def _decide(self) -> None:
         while True:
+            self._turned()
             self._idle.set()
             await self._arrived.wait()
             self._idle.clear()
             await self._handle(self._next())
+
+    def _turned(self) -> None:
+        """Only the loop that decides says so: one that hangs costs the lease, however lively the other tasks are."""
+        self.rounds += 1
+        if self._lease is not None:
+            self._lease.progress()
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
@@ -330,6 +373,7 @@ class Coordinator:
         txn = self._wire.transaction(write, self._state)
         doubt = False
         while (leadership := self._leadership) is not None:
+            self._turned()  # each attempt has a deadline of its own
             try:
                 result = await fenced(self._etcd, leadership, txn)
             except DeposedError:
@@ -356,6 +400,7 @@ class Coordinator:
         log.info("a write was overtaken and is decided again: %s", write.reason)
         if self._metering:
             self._metering.fenced_out()
+        self._turned()
         latest = max((item.mod_revision for reply in result.replies for item in reply), default=0)
         try:
             async with asyncio.timeout(CONNECTED_S):

@@ -8,15 +8,16 @@ from contextlib import asynccontextmanager
 import pytest
 
 from controlplane.coordinator.shell import Coordinator, Identity
-from controlplane.etcd import EtcdClient, LoopLease
+from controlplane.etcd import EtcdClient, KeptLease, LoopLease
 from schemas.codec import decode, encode
 from schemas.config import EtcdConfig
 from schemas.keys import Keys
-from schemas.operations import Operation, OperationKind, OperationState
+from schemas.operations import Operation, OperationKind, OperationState, Recovery
 from schemas.policy import Spec
 from schemas.records import Ack, EpochRecord, FaultReport, Registration, Status, Suspicion
 from schemas.vocabulary import Evidence
 from tools.simulation.etcd_model import EtcdModel
+from tools.simulation.world import at_once
 
 KEYS = Keys("test")
 
@@ -70,7 +71,7 @@ class Rank:
         report = FaultReport(
             reporter=self.rank,
             incarnation=self.incarnation,
-            epoch=max(self.epochs),
+            epoch=max(self.epochs, default=0),  # its own watch may be behind; a death holds in any epoch
             suspicions=(Suspicion(self.rank, self.incarnation, Evidence.DEAD, "pidfd"),),
         )
         await self.etcd.put(self.keys.report(self.rank), encode(report), lease=self.lease.lease)
@@ -97,6 +98,7 @@ class World:
             identity=Identity(replica=name, admin_url=f"http://{name}"),
             take_lease=lambda: LoopLease.take(etcd, 2),
             spec=Spec(ranks=ranks, form_wait_s=1.0),
+            beside=asyncio.to_thread if self.model is None else at_once,
         )
         self.replicas[name] = coordinator
         self.tasks[name] = asyncio.create_task(coordinator.run())
@@ -175,6 +177,20 @@ async def test_ranks_form_an_instance_lose_one_and_take_it_back(world):
     again = await world.members(0, 1, 2, 3)
     assert again.committed.members[2].incarnation == 2
     assert world.ranks[0].epochs == [1, lost.committed.epoch, again.committed.epoch]
+
+
+async def test_a_loss_is_planned_for_before_it_happens(shared_etcd):
+    keys = Keys("shell-ahead")
+    async with EtcdClient(EtcdConfig(endpoints=shared_etcd.endpoints)) as etcd, world_of(lambda _: etcd, keys) as world:
+        world.replica("a")
+        for rank in range(4):
+            world.rank(rank)
+        await world.members(0, 1, 2, 3)
+        await asyncio.sleep(1.5)
+        await world.ranks[2].dies()
+        lost = await world.members(0, 1, 3)
+        recovery = decode((await etcd.get(keys.recovery(f"{lost.committed.epoch:012d}"))).only.value, Recovery, key="")
+        assert recovery.reason.endswith("worked out before the loss")
 
 
 @pytest.mark.looptime
@@ -300,3 +316,37 @@ async def test_the_same_story_on_a_real_etcd(shared_etcd):
         assert again.fence > lost.fence
     for made in clients:
         await made.close()
+
+
+async def test_a_leader_whose_decisions_hang_loses_its_lease_although_its_other_tasks_go_on(shared_etcd):
+    keys, config = Keys("shell-wedged"), EtcdConfig(endpoints=shared_etcd.endpoints)
+    hangs = asyncio.Event()
+
+    class Hanging(EtcdClient):
+        async def txn(self, txn):
+            if hangs.is_set() and asyncio.current_task().get_name() == "decide":
+                await asyncio.Event().wait()  # what a call with a deadline must never do
+            return await super().txn(txn)
+
+    async def take_lease():
+        return await KeptLease.take(config, ttl_s=2, progress_deadline_s=1.0)
+
+    async with Hanging(config) as first, EtcdClient(config) as second, world_of(lambda _: second, keys) as world:
+        replicas = {
+            name: Coordinator(
+                etcd=etcd, keys=keys, identity=Identity(replica=name), take_lease=take_lease, spec=Spec(ranks=2)
+            )
+            for name, etcd in (("a", first), ("b", second))
+        }
+        world.replicas |= replicas
+        world.tasks["a"] = asyncio.create_task(replicas["a"].run())
+        world.rank(0)
+        world.rank(1)
+        await world.members(0, 1)
+        world.tasks["b"] = asyncio.create_task(replicas["b"].run())
+        await asyncio.sleep(1.5)
+        assert replicas["a"].view.leading  # idle is not wedged
+        hangs.set()
+        await world.ranks[1].dies()
+        await world.members(0)
+        assert replicas["b"].view.leading

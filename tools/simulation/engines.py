@@ -66,6 +66,8 @@ class Engine:
     alive: bool = False
     stopped: bool = False
     disk: bool = True
+    checkpoint: str = ""
+    """What it said of its checkpoint when it came up; empty when it could not read one."""
     active: _Table | None = None
     staged: _Table | None = None
     known_commit: Epoch = 0
@@ -161,6 +163,7 @@ class Engine:
     async def _boot(self) -> None:
         shape = self.shape
         await asyncio.sleep(self.random.uniform(0.05, 0.8))
+        self.checkpoint = "sum" if self.disk else ""
         self._say(
             Hello(
                 rank=self.rank,
@@ -172,7 +175,7 @@ class Engine:
                 slots=shape.slots,
                 expert_bytes=1000,
                 model="simulated",
-                checkpoint="sum" if self.disk else "",
+                checkpoint=self.checkpoint,
             )
         )
         await asyncio.sleep(self.random.uniform(0.01, 0.4))

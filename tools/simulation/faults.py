@@ -223,6 +223,8 @@ async def _heal(world: World) -> None:
     world.note("--- everything is healed")
     for engine in world.fabric.engines.values():
         engine.disk = True
+        if engine.alive and not engine.checkpoint:  # it came up without one: whoever mends a disk starts it again
+            engine.kill()
     for rank in sorted(world.agents):
         name = f"rank{rank}"
         if name not in world.tasks or world.tasks[name].done():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -27,14 +27,20 @@ from worker.agent.epochs import EpochFollower
 from worker.agent.shell import Agent
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from controlplane.etcd import TxnResult
     from schemas.vocabulary import Incarnation, Rank
     from worker.agent.events import Decision, Event
 
+T = TypeVar("T")
 KEYS = Keys("sim")
 REPLICAS = ("a", "b", "c")
+
+
+async def at_once(work: Callable[..., T], *arguments: Any) -> T:
+    """A thread would be outside virtual time."""
+    return work(*arguments)
 
 
 class CheckedModel(EtcdModel):
@@ -160,6 +166,7 @@ class World:
             spec=self.spec,
             unix_ns=lambda: int((1e9 + asyncio.get_running_loop().time()) * 1e9),
             said=lambda reason: self.note(f"leader {name}: {reason}"),
+            beside=at_once,
         )
         self.coordinators[name] = coordinator
         self.run_task(name, coordinator.run())
