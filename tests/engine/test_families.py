@@ -26,8 +26,8 @@ def model(tmp_path_factory):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(model):
-    # ten experts over three ranks of seven slots; overlap scheduling off
-    async with running(model, ranks=RANKS, slots=7, overlap=False) as pair:
+    # ten experts over three ranks of seven slots; overlap scheduling as beside a GPU
+    async with running(model, ranks=RANKS, slots=7, overlap=True) as pair:
         yield pair
 
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import mmap
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 
 from native import _native
 from tools.benchmarks.fleet import Fleet, Seat
+from tools.benchmarks.provenance import provenance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -290,11 +290,8 @@ def main(argv: list[str]) -> int:
     _print(rows)
     print(f"elastic ÷ fixed, median of all rows: {ratio:.4f}; inbox of one rank among 64: {memory['inbox_mb']:.0f} MB")
     result = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "isa": _native.isa(),
-        },
+        **provenance("tools/bench dispatch"),
+        "isa": _native.isa(),
         "topk": TOPK,
         "experts": EXPERTS,
         "rows": rows,
@@ -303,7 +300,7 @@ def main(argv: list[str]) -> int:
         "wrong_sums": sum(row["wrong_sums"] for row in rows),
     }
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if result["wrong_sums"] else 0
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from native import _native
 from tools.benchmarks.fleet import Fleet, Seat
+from tools.benchmarks.provenance import provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +207,7 @@ def main(argv: list[str]) -> int:
         "idle_large": {"trials": options.large_trials, "load": False, "ballast_bytes": BALLAST_BYTES},
         "load_large": {"trials": options.large_trials, "load": True, "ballast_bytes": BALLAST_BYTES},
     }
-    result: dict[str, Any] = {"ranks": RANKS, "cpus": os.cpu_count(), "seed": options.seed}
+    result: dict[str, Any] = {**provenance("tools/bench faults"), "ranks": RANKS, "seed": options.seed}
     for name, arguments in scenarios.items():
         tally = run_scenario(seed=options.seed, **arguments)
         result[name] = {**tally.summary(), "samples": asdict(tally)}
@@ -214,7 +215,7 @@ def main(argv: list[str]) -> int:
         print(name, json.dumps(shown))
     result["false_accusations"] = sum(result[name]["false_accusations"] for name in scenarios)
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if result["false_accusations"] else 0
 
 

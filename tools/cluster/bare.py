@@ -93,7 +93,7 @@ class BareCluster:
     slots: int
     max_ranks: int | None = None
     dtype: str = "float32"
-    overlap: bool = True
+    overlap: bool | None = None
     chunked_prefill: int | None = None
     max_tokens: int = 256
     max_total_tokens: int = 8192
