@@ -39,8 +39,8 @@ class EngineConfig:
         dtype: of weights and activations.
         max_total_tokens: KV cache, in tokens.
         chunked_prefill: longest prefill of one step, in tokens; None is SGLang's own choice.
-        overlap: SGLang's overlap scheduling; None: only beside a device. On a CPU there is nothing to hide the scheduler's
-            work behind, and a step without it is a quarter shorter.
+        overlap: SGLang's overlap scheduling; None: only beside a device. On a CPU there is nothing to hide the
+            scheduler's work behind, and a step without it is a quarter shorter.
         cores: CPU list to run on ("0-3"); empty leaves it to the system.
         threads: OpenMP threads of one rank.
         seed: of sampling.
