@@ -153,7 +153,7 @@ def change_under_way(case: _Case) -> Write | Wait | None:
     if spoiled := _spoiled(state, version):
         return _penalised(state, record, spoiled)
     everybody = state.members | state.joining
-    late = [rank for rank in sorted(everybody) if not prepared(version, rank, state.acks)]
+    late = sorted(everybody.keys() - prepared(version, everybody, state.acks))
     if not late:
         return changes.commit(state, version, record)
     names = ", ".join(map(str, late))

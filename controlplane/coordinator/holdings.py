@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from schemas.vocabulary import Epoch, Rank
 
 
-def prepared(version: EpochVersion, rank: Rank, acks: Mapping[tuple[Epoch, Rank], Ack]) -> bool:
-    """Whether the process that fills ``rank`` in ``version`` has loaded, verified and staged it."""
-    ack = acks.get((version.epoch, rank))
+def prepared(version: EpochVersion, ranks: Iterable[Rank], acks: Mapping[tuple[Epoch, Rank], Ack]) -> set[Rank]:
+    """Those of ``ranks`` whose process in ``version`` has loaded, verified and staged it."""
     members = {member.rank: member.incarnation for member in version.members}
-    return ack is not None and ack.prepared and members.get(rank, ack.incarnation) == ack.incarnation
+    return {
+        rank
+        for rank in ranks
+        if (ack := acks.get((version.epoch, rank))) is not None
+        and ack.prepared
+        and members.get(rank, ack.incarnation) == ack.incarnation
+    }
 
 
 def holdings(
@@ -44,9 +49,11 @@ def holdings(
     if target is None or not (record.preparing or record.loading):
         return before
     slots = np.full_like(target.slots, EMPTY) if before is None else before.slots.copy()
-    for rank in {member.rank for member in (*record.committed.members, *changing.members)}:
+    ranks = {member.rank for member in (*record.committed.members, *changing.members)}
+    ready = prepared(changing, ranks, acks)
+    for rank in ranks:
         written = (target.slots[:, rank] != EMPTY) & (target.slots[:, rank] != slots[:, rank])
-        done = prepared(changing, rank, acks)
+        done = rank in ready
         slots[:, rank] = np.where(written, target.slots[:, rank] if done else EMPTY, slots[:, rank])
         if done:
             _forget(slots[:, rank], target, rank, acks[(changing.epoch, rank)].missing)

@@ -57,29 +57,32 @@ def refreshed(state: State, status: Status, verdict: Verdict) -> Status:
     """``status`` with every rank's state as it is now; unchanged views keep their identity and their time."""
     ranks = state.registrations.keys() | state.members.keys() | state.joining.keys() | {v.rank for v in status.ranks}
     table = {view.rank: view for view in status.ranks}
+    preparing = state.record.preparing if state.record else None
+    linked = prepared(preparing, state.joining, state.acks) if preparing else set()
     views = [
-        _refreshed(state, table.get(rank) or RankView(rank=rank, state=RankState.EMPTY), verdict) for rank in ranks
+        _refreshed(state, table.get(rank) or RankView(rank=rank, state=RankState.EMPTY), verdict, linked)
+        for rank in ranks
     ]
     return amended(status, views)
 
 
-def _refreshed(state: State, view: RankView, verdict: Verdict) -> RankView:
+def _refreshed(state: State, view: RankView, verdict: Verdict, linked: set[Rank]) -> RankView:
     there = state.registrations.get(view.rank)
     incarnation = state.members.get(view.rank) or (there.incarnation if there else view.incarnation)
-    now_in, reason = _state_of(state, view, verdict)
+    now_in, reason = _state_of(state, view, verdict, linked)
     if (now_in, reason, incarnation) == (view.state, view.reason, view.incarnation):
         return view
     since = view.since_unix_ns if now_in is view.state else state.now
     return msgspec.structs.replace(view, state=now_in, reason=reason, incarnation=incarnation, since_unix_ns=since)
 
 
-def _state_of(state: State, view: RankView, verdict: Verdict) -> tuple[RankState, str]:
+def _state_of(state: State, view: RankView, verdict: Verdict, linked: set[Rank]) -> tuple[RankState, str]:
     if view.rank in state.members:
         return _member_state(state, view, verdict)
     there = state.registrations.get(view.rank)
     if view.rank in state.joining and state.record and state.record.preparing:
-        linked = prepared(state.record.preparing, view.rank, state.acks)
-        return (RankState.LINKED if linked else RankState.JOINING), f"epoch {state.record.preparing.epoch}"
+        now_in = RankState.LINKED if view.rank in linked else RankState.JOINING
+        return now_in, f"epoch {state.record.preparing.epoch}"
     if view.lent_to:
         return RankState.CORDONED, f"lent to {view.lent_to}"
     if view.cordoned:

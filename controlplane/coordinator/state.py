@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from schemas.policy import Spec
@@ -150,12 +151,12 @@ class State:
         """The committed placement."""
         return self.placements.get(self.record.committed.placement) if self.record else None
 
-    @property
+    @cached_property
     def members(self) -> dict[Rank, Incarnation]:
         """Members of the committed epoch."""
         return {member.rank: member.incarnation for member in self.record.committed.members} if self.record else {}
 
-    @property
+    @cached_property
     def joining(self) -> dict[Rank, Incarnation]:
         """Members of the version being prepared."""
         preparing = self.record.preparing if self.record else None
@@ -175,7 +176,7 @@ class State:
         """What the leader last decided about ``rank``."""
         return self.views.get(rank) or RankView(rank=rank, state=RankState.EMPTY)
 
-    @property
+    @cached_property
     def views(self) -> dict[Rank, RankView]:
         """``status.ranks`` by rank."""
         return {view.rank: view for view in self.status.ranks}
