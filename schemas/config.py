@@ -166,6 +166,8 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """A peer whose beacon stands still for so long is suspected."""
     step_deadline_s: Seconds = 30.0
     """No wait inside a step is longer."""
+    background_mb_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Loads of a planned change take no more than this, so that serving keeps memory and disk; 0 for no limit."""
     start_deadline_s: Seconds = 600.0
     """An engine that is not ready by then is started again."""
     stop_deadline_s: Seconds = 60.0

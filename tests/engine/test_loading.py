@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -68,10 +69,37 @@ def test_a_live_peers_slot_is_copied_first(rig):
     assert rig.holds(0, 0) == 1
 
 
-def test_a_dead_peer_falls_to_the_next_source(rig):
+def test_a_dead_peer_falls_to_the_next_source(rig, caplog):
     rig.alive = False
     assert [phase.tier for phase in rig.run(PEER, DISK)] == [SourceTier.CHECKPOINT]
     assert rig.holds(0, 0) == 1
+    assert "host_peer: rank 1 is not linked or not alive; the next source is tried" in caplog.text
+
+
+class Time:
+    """Passes only while somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_a_limited_transfer_takes_its_time(rig):
+    time = Time()
+    loader = replace(rig.loader, clock=time, sleep=time.sleep)
+    loads = [Load(layer=0, slot=slot, expert=1, sources=(DISK,)) for slot in range(3)]
+    size = rig.ours.memory.layout.expert.nbytes
+    assert sum(phase.slots for phase in loader.run(loads, go_on=lambda: True, bytes_per_s=size * 4)) == 3
+    assert time.now == pytest.approx(0.5)  # the third slot begins when two have been paid for
+    rig.ours.held[:] = EMPTY
+    with pytest.raises(PrepareError, match="superseded"):
+        loader.run(loads, go_on=lambda: time.now < 0.7, bytes_per_s=size * 4)
+    assert time.now == pytest.approx(0.7, abs=0.03)
 
 
 def test_wrong_bytes_fall_to_the_next_source(rig):

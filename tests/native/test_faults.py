@@ -91,6 +91,29 @@ def test_a_stopped_rank_is_silent_and_fences_itself_when_it_wakes():
         checked_steps(fleet, routing, [0, 1])
 
 
+def test_every_survivor_is_a_witness_of_silence_itself():
+    fleet, _, _ = fleet_of(4, timeout_s=0.4)
+    with fleet:
+        os.kill(fleet.ranks[3].pid, signal.SIGSTOP)
+        time.sleep(0.05)
+        for rank, delay_s in enumerate((0.0, 0.05, 0.1)):  # the first one's time-out ends before the others'
+            fleet.ranks[rank].begin(rounds.late_sync, delay_s)
+        assert [fleet.ranks[rank].answer()[2] for rank in range(3)] == [[3]] * 3
+        faults = fleet.call_all(rounds.fault_of, ranks=[0, 1, 2])
+        assert {rank: fault[3:] for rank, fault in faults.items()} == dict.fromkeys(range(3), ([3], ["SILENT"]))
+        os.kill(fleet.ranks[3].pid, signal.SIGCONT)
+
+
+def test_whoever_sees_the_accused_move_leaves_on_the_accusers_word_only():
+    fleet, _, _ = fleet_of(3, timeout_s=0.2, hard_timeout_s=1.0)
+    with fleet:
+        fleet.ranks[0].begin(rounds.sync, 0)
+        fleet.ranks[1].begin(rounds.late_sync, 0.6)  # rank 2 lives, and takes no part
+        assert [fleet.ranks[rank].answer()[2] for rank in (0, 1)] == [[2], [2]]
+        faults = fleet.call_all(rounds.fault_of, ranks=[0, 1])
+        assert [faults[rank][4] for rank in (0, 1)] == [["SLOW"], ["GOSSIP"]]
+
+
 def test_a_slow_rank_is_waited_for():
     fleet, _, members = fleet_of(timeout_s=0.2)
     with fleet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tools.loadgen.answers import Outcome
@@ -42,7 +43,7 @@ def teacher_forced(answers: Sequence[Answer], model: Path, *, tolerance: float =
     Every token must be the argmax given the prompt and the answer before it, or within ``tolerance`` of the top logit
     (two sums in another order may tie). Answers that failed still have their tokens judged.
     """
-    forward = _Reference(model)
+    forward = _reference(model)
     wrong, worst, first = 0, 0.0, ""
     for answer in answers:
         if not answer.tokens:
@@ -87,6 +88,12 @@ def _verdict(answers: Sequence[Answer], *, wrong: int, worst: float, first: str)
 def _whole(answer: Answer) -> bool:
     asked = answer.ask.max_new_tokens
     return len(answer.tokens) == asked if answer.ask.ignore_eos else 0 < len(answer.tokens) <= asked
+
+
+@lru_cache(maxsize=1)
+def _reference(model: Path) -> _Reference:
+    """Kept: loading the model takes longer than judging some hundred answers."""
+    return _Reference(model)
 
 
 class _Reference:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tools.loadgen.answers import Ask
 
 _END = b"[DONE]"
+_LIMITED_S = 0.05
+"""How often a client that may not send now looks whether it may."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Load:
     Attributes:
         on_token: called with the answer after each arrival, e.g. to show text or to trigger a fault at a token.
         answers: every answer so far, those under way included.
+        limit: so many of the clients send new requests now; None for all.
     """
 
     target: Target
@@ -63,6 +66,7 @@ class Load:
     concurrency: int
     on_token: Callable[[Answer], None] | None = None
     answers: list[Answer] = field(default_factory=list)
+    limit: int | None = None
     _stopped: bool = False
 
     def stop(self) -> None:
@@ -76,12 +80,15 @@ class Load:
         timeout = aiohttp.ClientTimeout(total=self.target.timeout_s)
         session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         async with session, asyncio.TaskGroup() as group:
-            for _ in range(self.concurrency):
-                group.create_task(self._worker(session, pending))
+            for number in range(self.concurrency):
+                group.create_task(self._worker(number, session, pending))
         return self.answers
 
-    async def _worker(self, session: aiohttp.ClientSession, pending: Iterator[Ask]) -> None:
+    async def _worker(self, number: int, session: aiohttp.ClientSession, pending: Iterator[Ask]) -> None:
         while not self._stopped:
+            if self.limit is not None and number >= self.limit:
+                await asyncio.sleep(_LIMITED_S)
+                continue
             ask = next(pending, None)
             if ask is None:
                 return

@@ -1,4 +1,9 @@
-"""``tools/chaos``: every scenario with several seeds, on one instance while it stays sound, each with its verdict."""
+"""``tools/chaos``: every scenario with several seeds, each with its verdict.
+
+Scenarios with equal needs share one running cluster. After each of them the cluster has to come back to its normal
+state within a deadline; if it does not, or if anything else was wrong, the run failed and the next one begins on a
+fresh cluster.
+"""
 
 from __future__ import annotations
 
@@ -7,122 +12,209 @@ import asyncio
 import json
 import sys
 import time
+from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controlplane.etcd import EtcdError
+from tools.benchmarks.provenance import provenance
+from tools.etcd.local import EtcdStartError
 from tools.mainjob.history import violations
 from tools.mainjob.instance import SHIPPED_MODEL, Instance, InstanceError, Plan
 from tools.mainjob.main import START_S
+from tools.mainjob.normal import wait_normal
 from tools.mainjob.processes import ProcessEndedError
-from tools.mainjob.scenarios import SCENARIOS
-from tools.mainjob.scene import Scene
+from tools.mainjob.report import longest_gap_ms
+from tools.mainjob.scenarios import SCENARIOS, Needs, Scenario, grouped
+from tools.mainjob.scene import REJOIN_S, Scene
 
 if TYPE_CHECKING:
-    from tools.mainjob.scenarios import Scenario
+    from collections.abc import Sequence
+
+GATEWAYS = 2
+"""The second one is idle but where a scenario kills the other."""
+_TROUBLE = (InstanceError, ProcessEndedError, EtcdError, EtcdStartError, TimeoutError, AssertionError)
+"""What a run may end with that is the cluster's doing and not this program's."""
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="tools/chaos", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"all of: {', '.join(SCENARIOS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each scenario")
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="tools/chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="scenarios:\n" + "\n".join(f"  {one.name:28} {one.story}" for one in SCENARIOS.values()),
+    )
+    parser.add_argument("scenarios", nargs="*", metavar="NAME", help="scenarios, all when none is named")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, after each run")
+    parser.add_argument("--merge", action="store_true", help="keep the runs of FILE that are not repeated now")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each scenario")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S … S + N − 1")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="PATH")
-    parser.add_argument("--spare", type=float, default=0.5, help="expert slots beyond one copy each, as a share")
+    parser.add_argument("--spare", type=float, default=1.0, help="expert slots beyond one copy each, as a share")
+    parser.add_argument("--keep", action="store_true", help="leave configuration and logs of each cluster behind")
     return parser
 
 
-def groups(options: argparse.Namespace) -> list[tuple[Plan, list[str]]]:
-    """Scenarios that can share an instance."""
-    found: list[tuple[Plan, list[str]]] = []
-    for name in options.scenarios or SCENARIOS:
-        plan = plan_for(options, SCENARIOS[name])
-        for other, names in found:
-            if other == plan:
-                names.append(name)
-                break
-        else:
-            found.append((plan, [name]))
-    return found
-
-
-def plan_for(options: argparse.Namespace, scenario: Scenario) -> Plan:
-    """The instance that a scenario needs."""
-    patient = {"flap_limit": 1000, "backoff_s": 0.1}  # one instance goes through many losses: no rank is to blame
+def plan_for(options: argparse.Namespace, needs: Needs) -> Plan:
+    """The instance that scenarios share."""
     return Plan(
         ranks=options.ranks,
         model=options.model,
         spare=options.spare,
-        etcd=scenario.etcd,
-        gateways=scenario.gateways,
-        policy=patient | scenario.policy,
+        etcd=needs.etcd,
+        gateways=GATEWAYS,
+        transfer_s=needs.transfer_s,
+        # One instance goes through many losses, so no rank is to blame; and a loss is to cost loads, with room for two.
+        policy={"survivability": "none", "flap_limit": 1000, "backoff_s": 0.1},
+        worker={"longest_backoff_s": 1.0},
     )
 
 
-async def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every scenario and seed; what came out of each."""
-    results: list[dict[str, Any]] = []
-    for plan, names in groups(options):
-        todo = [
-            (name, seed) for name in names for seed in range(options.first_seed, options.first_seed + options.seeds)
-        ]
+async def run_all(options: argparse.Namespace, results: Results) -> None:
+    """Every scenario and seed."""
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    for needs, scenarios in grouped(options.scenarios or SCENARIOS).items():
+        todo = deque((scenario, seed) for scenario in scenarios for seed in seeds)
         while todo:
-            async with Instance(plan) as instance:
-                await instance.wait_members(set(range(plan.ranks)), within_s=START_S)
-                await instance.gateways_ready(within_s=60.0)
-                while todo:
-                    name, seed = todo.pop(0)
-                    results.append(await run_one(instance, name, seed))
-                    say(results[-1])
-                    if results[-1]["verdict"] != "pass":
-                        break  # a fresh instance for the rest
-    return results
+            await run_while_sound(plan_for(options, needs), todo, results, keep=options.keep)
 
 
-async def run_one(instance: Instance, name: str, seed: int) -> dict[str, Any]:
-    """One scenario under checked load."""
+async def run_while_sound(
+    plan: Plan, todo: deque[tuple[Scenario, int]], results: Results, *, keep: bool = False
+) -> None:
+    """Start a cluster, and take runs from ``todo`` until one fails."""
     began = time.monotonic()
-    scene = Scene(instance, seed=seed, clients_retry=SCENARIOS[name].gateways > 1)
-    problem = ""
+    try:
+        async with Instance(plan, keep=keep) as instance:
+            await wait_normal(instance, within_s=START_S)
+            print(
+                f"cluster of {plan.ranks} ranks in {time.monotonic() - began:.0f} s; logs: {instance.household.folder}",
+                flush=True,
+            )
+            while todo:
+                result = await run_one(instance, *todo.popleft())
+                results.add(result)
+                if result["verdict"] != "pass":
+                    return
+    except _TROUBLE as error:
+        scenario, seed = todo.popleft()
+        problem = f"no cluster to run it on: {type(error).__name__}: {error}"
+        results.add({"scenario": scenario.name, "seed": seed, "verdict": "fail", "problem": problem})
+
+
+async def run_one(instance: Instance, scenario: Scenario, seed: int) -> dict[str, Any]:
+    """One scenario under checked load, and back to normal."""
+    began, began_ns = time.monotonic(), time.monotonic_ns()
+    audited = instance.audit.stat().st_size if instance.audit.exists() else 0
+    scene = Scene(
+        instance,
+        seed=seed,
+        title=scenario.name,
+        gateways=GATEWAYS if scenario.two_gateways else 1,
+        starting_clients=0,
+    )
+    problems = []
     try:
         await scene.begin()
-        await SCENARIOS[name].run(scene)
-    except (InstanceError, ProcessEndedError, TimeoutError, AssertionError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        began_ns = time.monotonic_ns()
+        await scenario.run(scene)
+        await wait_normal(instance, within_s=REJOIN_S)
+    except _TROUBLE as error:
+        problems.append(f"{type(error).__name__}: {error}")
     try:
         await scene.finish()
-    except TimeoutError:
-        problem = problem or "answers under way did not end within 300 s"
+    except _TROUBLE as error:
+        problems.append(f"answers under way did not end: {type(error).__name__}: {error}")
+    longest_ms = longest_gap_ms(scene.load.answers, since_ns=began_ns, until_ns=time.monotonic_ns())
+    if longest_ms > scenario.longest_wait_s * 1e3:
+        problems.append(
+            f"a client waited {longest_ms:.0f} ms for its next token; {scenario.longest_wait_s:g} s allowed"
+        )
     verdict = await scene.judge()
-    broken = await violations(instance)
+    broken = await violations(instance, audited=audited, gateway_killed=scenario.two_gateways)
     return {
-        "scenario": name,
+        "scenario": scenario.name,
         "seed": seed,
-        "verdict": "pass" if verdict.good and not problem and not broken else "fail",
-        "problem": problem,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "verdict": "pass" if verdict.good and not problems and not broken else "fail",
+        "problem": "; ".join(problems),
         "invariants_broken": broken,
         "answers": verdict.answers,
         "failed": verdict.failed + verdict.short,
         "tokens": verdict.tokens,
         "tokens_wrong": verdict.wrong,
+        "first_wrong": verdict.first_wrong,
         "resumed": sum(bool(answer.resumed) for answer in scene.load.answers),
         "errors": [answer.error for answer in scene.load.answers if answer.error][:5],
+        "longest_wait_ms": round(longest_ms, 1),
+        "longest_wait_allowed_ms": scenario.longest_wait_s * 1e3,
         "faults": [report.as_json() for report in scene.reports],
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def say(result: dict[str, Any]) -> None:
-    """One line per run."""
-    pauses = ", ".join(f"pause {fault['pause_ms']:.0f} ms" for fault in result["faults"])
-    print(
-        f"{result['verdict']:4}  {result['scenario']:28} seed {result['seed']:<4} {result['answers']:4} answers, "
-        f"{result['failed']} failed, {result['tokens_wrong']} wrong  {pauses}  {result['seconds']} s  "
-        f"{result['problem']}" + "".join(f"\n      broken: {line}" for line in result["invariants_broken"]),
-        flush=True,
-    )
+class Results:
+    """What came out so far; on disk after each run, so that an interrupted suite leaves what it has."""
+
+    def __init__(self, command: str, path: Path | None, *, earlier: Sequence[dict[str, Any]] = ()) -> None:
+        """Write to ``path``; runs of ``earlier`` stay until the same scenario and seed is run again."""
+        self.runs: list[dict[str, Any]] = []
+        self._command = command
+        self._path = path
+        self._earlier = list(earlier)
+
+    def add(self, run: dict[str, Any]) -> None:
+        """One more run."""
+        self.runs.append(run)
+        print(line(run), flush=True)
+        if self._path is not None:
+            known = {(one["scenario"], one["seed"]) for one in self.runs}
+            runs = [*(one for one in self._earlier if (one["scenario"], one["seed"]) not in known), *self.runs]
+            runs.sort(key=lambda one: (list(SCENARIOS).index(one["scenario"]), one["seed"]))
+            whole = {**provenance(self._command), "table": table(runs), "runs": runs}
+            self._path.write_text(json.dumps(whole, indent=2) + "\n")
+
+    @property
+    def passed(self) -> int:
+        """How many runs passed."""
+        return sum(run["verdict"] == "pass" for run in self.runs)
+
+
+def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each scenario."""
+    found = []
+    for name in dict.fromkeys(run["scenario"] for run in runs):
+        mine = [run for run in runs if run["scenario"] == name]
+        found.append(
+            {
+                "scenario": name,
+                "seeds": [run["seed"] for run in mine],
+                "passed": sum(run["verdict"] == "pass" for run in mine),
+                **{
+                    key: sum(run.get(key, 0) for run in mine) for key in ("answers", "failed", "tokens", "tokens_wrong")
+                },
+                "resumed": sum(run.get("resumed", 0) for run in mine),
+                "longest_wait_ms": max(run.get("longest_wait_ms", 0.0) for run in mine),
+            }
+        )
+    return found
+
+
+def line(run: dict[str, Any]) -> str:
+    """One run for people."""
+    said = f"{run['verdict']:4}  {run['scenario']:28} seed {run['seed']:<4}"
+    if "answers" in run:
+        pauses = ", ".join(f"{fault['pause_ms']:.0f}" for fault in run["faults"])
+        said += (
+            f" {run['answers']:4} answers, {run['failed']} failed, {run['resumed']} resumed; {run['tokens']} tokens, "
+            f"{run['tokens_wrong']} wrong; pause [{pauses}] ms, longest wait {run['longest_wait_ms']:.0f} ms; "
+            f"{run['seconds']} s"
+        )
+    broken = "".join(f"\n      broken: {what}" for what in run.get("invariants_broken", []))
+    return said + (f"\n      problem: {run['problem']}" if run["problem"] else "") + broken
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,12 +224,16 @@ def main(argv: list[str] | None = None) -> int:
     unknown = sorted(set(options.scenarios) - set(SCENARIOS))
     if unknown:
         parser.error(f"unknown scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
-    results = asyncio.run(run_all(options))
-    passed = sum(result["verdict"] == "pass" for result in results)
-    if options.json:
-        options.json.write_text(json.dumps({"runs": results, "passed": passed, "of": len(results)}, indent=2) + "\n")
-    print(f"{passed} of {len(results)} runs passed")
-    return 0 if results and passed == len(results) else 1
+    if options.ranks < 3:
+        parser.error(f"--ranks {options.ranks}: at least 3: scenarios kill two")
+    earlier = []
+    if options.merge and options.json is not None and options.json.exists():
+        earlier = json.loads(options.json.read_text())["runs"]
+    command = " ".join(["tools/chaos", f"--seeds {options.seeds}", *options.scenarios])
+    results = Results(command, options.json, earlier=earlier)
+    asyncio.run(run_all(options, results))
+    print(f"{results.passed} of {len(results.runs)} runs passed")
+    return 0 if results.runs and results.passed == len(results.runs) else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -10,13 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from msgspec import structs
 
 from controlplane.etcd import leader_of
-from schemas.codec import decode
+from schemas.codec import decode, encode
+from schemas.policy import Spec
 from schemas.records import LeaderRecord
 from tools.mainjob.instance import Instance, InstanceError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from schemas.vocabulary import Rank
 
 
@@ -51,9 +56,16 @@ class Faults:
 
     def kill_http(self, rank: Rank) -> Moment:
         """SIGKILL the engine's main process, which serves HTTP."""
-        main = self.instance.engine_processes(rank)[0]
+        main = self.instance.server(rank)
         moment = Moment.now()
         main.kill()
+        return moment
+
+    def kill_keeper(self, rank: Rank) -> Moment:
+        """SIGKILL the process that keeps the lease of the rank's agent."""
+        keeper = self.instance.keeper(rank)
+        moment = Moment.now()
+        keeper.kill()
         return moment
 
     def kill_agent(self, rank: Rank) -> Moment:
@@ -73,14 +85,11 @@ class Faults:
         scheduler.suspend()
         return moment
 
-    def wake_rank(self, rank: Rank, pid: int) -> Moment:
+    def wake(self, pid: int) -> Moment:
         """SIGCONT the process that ``stop_rank`` stopped, if it is still there."""
-        del rank
         moment = Moment.now()
-        try:
+        with contextlib.suppress(ProcessLookupError):  # its agent has ended it already: so much for the zombie
             os.kill(pid, signal.SIGCONT)
-        except ProcessLookupError:
-            return moment  # its agent has ended it already: so much for the zombie
         return moment
 
     # --- control plane, gateway, etcd ---------------------------------------------------------------------------------
@@ -128,6 +137,24 @@ class Faults:
         self.instance.household.programs[f"etcd-{self.instance.local_etcd.members[index].name}"].kill()
         return moment
 
+    def restart_etcd_member(self, index: int) -> None:
+        """Start a killed member of etcd again."""
+        self._restart(f"etcd-{self.instance.local_etcd.members[index].name}")
+
+    async def etcd_leader(self) -> int:
+        """Index of the member that leads etcd.
+
+        Raises:
+            InstanceError: none does now.
+        """
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
+            for index, url in enumerate(self.instance.local_etcd.endpoints):
+                async with session.post(f"{url}/v3/maintenance/status", json={}) as response:
+                    told = await response.json(content_type=None)
+                if told["leader"] == told["header"]["member_id"]:
+                    return index
+        raise InstanceError("no member of etcd leads now")
+
     # --- operators ----------------------------------------------------------------------------------------------------
 
     async def admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
@@ -152,13 +179,15 @@ class Faults:
                     raise InstanceError(f"no replica of the control plane answered {method} {path} within 10 s")
                 await asyncio.sleep(0.1)
 
-    async def operation(self, path: str, body: dict[str, Any], *, within_s: float) -> dict[str, Any]:
-        """Ask for an operation and wait for its end; its last state.
+    async def ended(self, path: str, reason: str, *, within_s: float) -> dict[str, Any]:
+        """Ask for an operation and wait for its end; its last state, ``refused`` when it was refused at once.
 
         Raises:
-            InstanceError: it was refused at once, or did not end in time.
+            InstanceError: it was not understood, or did not end in time.
         """
-        status, answer = await self.admin("POST", path, body)
+        status, answer = await self.admin("POST", path, {"reason": reason})
+        if status == 409:
+            return {"state": "refused", "message": answer.get("detail", "")}
         if status != 202:
             raise InstanceError(f"POST {path}: HTTP {status}: {answer}")
         until = time.monotonic() + within_s
@@ -169,6 +198,29 @@ class Faults:
             if time.monotonic() > until:
                 raise InstanceError(f"POST {path}: still {operation['state']} after {within_s:.0f} s: {operation}")
             await asyncio.sleep(0.05)
+
+    async def done(self, path: str, reason: str, *, within_s: float) -> None:
+        """Ask for an operation that must succeed.
+
+        Raises:
+            InstanceError: it did not, or not in time.
+        """
+        operation = await self.ended(path, reason, within_s=within_s)
+        if operation["state"] != "done":
+            raise InstanceError(f"POST {path}: {operation['state']}: {operation['message']}")
+
+    @contextlib.asynccontextmanager
+    async def policy(self, **changes: Any) -> AsyncIterator[None]:
+        """The instance's policy with other values meanwhile."""
+        etcd, key = self.instance.etcd, self.instance.keys.spec
+        found = (await etcd.get(key)).only
+        if found is None:
+            raise InstanceError("the control plane has written no policy yet")
+        await etcd.put(key, encode(structs.replace(decode(found.value, Spec, key=key), **changes)))
+        try:
+            yield
+        finally:
+            await etcd.put(key, found.value)
 
     def _restart(self, name: str) -> None:
         program = self.instance.household.programs[name]

@@ -50,6 +50,7 @@ class Plan:
         etcd: members of etcd, 1 or 3.
         controlplanes: replicas.
         gateways: how many.
+        transfer_s: a returning rank's load takes at least this long, 0 for as long as it takes.
         worker: more settings of ``[worker]``.
         policy: more settings of ``[policy]``.
     """
@@ -60,6 +61,7 @@ class Plan:
     etcd: int = 1
     controlplanes: int = 2
     gateways: int = 1
+    transfer_s: float = 0.0
     worker: dict[str, str | int | float | bool] = field(default_factory=dict)
     policy: dict[str, str | int | float | bool] = field(default_factory=dict)
 
@@ -184,7 +186,7 @@ class Instance:
             },
             "controlplane": {"tokens_file": str(self._tokens)},
             "gateway": {"audit_file": str(self.audit)},
-            "worker": {"host": "localhost", **self.plan.worker},
+            "worker": {"host": "localhost", **_paced(self.plan), **self.plan.worker},
         }
         sections[section] |= values
         path = self.folder / f"{name}.toml"
@@ -265,14 +267,33 @@ class Instance:
                 while not await _answers(session, f"{url}/ready"):
                     await asyncio.sleep(_POLL_S)
 
-    def engine_processes(self, rank: Rank) -> list[psutil.Process]:
-        """The engine's process tree: the server's main process first."""
+    def rank_processes(self, rank: Rank) -> list[psutil.Process]:
+        """What the rank's agent has started: its engine's processes, and the keeper of its lease."""
         agent = psutil.Process(self.household.programs[f"rank-{rank}"].pid)
         return [child for child in agent.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
 
+    def engine_log(self, rank: Rank) -> str:
+        """What the rank's present (or last) engine has written."""
+        logs = self.folder.glob(f"**/engine-{rank}-*.log")
+        return max(logs, key=lambda log: log.stat().st_mtime_ns).read_text(errors="replace")
+
+    def server(self, rank: Rank) -> psutil.Process:
+        """The engine's main process, which serves HTTP."""
+        return self._running("sglang.launch_server", rank)
+
+    def keeper(self, rank: Rank) -> psutil.Process:
+        """The process that keeps the lease of the rank's agent."""
+        return self._running("controlplane.etcd.keeper", rank)
+
+    def _running(self, module: str, rank: Rank) -> psutil.Process:
+        for process in self.rank_processes(rank):
+            if module in process.cmdline():
+                return process
+        raise InstanceError(f"rank {rank} has no process of {module} now")
+
     def scheduler(self, rank: Rank) -> psutil.Process:
         """The process that holds the model: its death is the rank's death."""
-        for process in self.engine_processes(rank):
+        for process in self.rank_processes(rank):
             if "scheduler" in process.name() or any("scheduler" in word for word in process.cmdline()[:1]):
                 return process
         raise InstanceError(f"rank {rank} has no scheduler process now")
@@ -287,6 +308,15 @@ def slots_per_rank(plan: Plan) -> int:
 
 def _experts(model: Path) -> int:
     return Checkpoint(model).n_experts
+
+
+def _paced(plan: Plan) -> dict[str, float]:
+    """A limit under which a rank's slots take ``transfer_s`` to fill."""
+    if not plan.transfer_s:
+        return {}
+    checkpoint = Checkpoint(plan.model)
+    slots = len(checkpoint.layers) * slots_per_rank(plan)
+    return {"background_mb_per_s": slots * checkpoint.shape("float32").nbytes / plan.transfer_s / 1e6}
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:

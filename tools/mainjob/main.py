@@ -65,9 +65,9 @@ async def serve(options: argparse.Namespace) -> int:
         ranks=options.ranks,
         model=options.model,
         spare=options.spare,
-        etcd=scenario.etcd,
-        gateways=scenario.gateways,
-        policy=scenario.policy,
+        etcd=scenario.needs.etcd,
+        gateways=2 if scenario.two_gateways else 1,
+        transfer_s=scenario.needs.transfer_s,
     )
     me = asyncio.current_task()
     if me is not None:
@@ -100,7 +100,7 @@ async def _job(options: argparse.Namespace, instance: Instance, screen: Screen, 
         concurrency=options.concurrency,
         tell=screen.tell,
         on_token=screen.saw,
-        clients_retry=plan.gateways > 1,
+        gateways=plan.gateways,
     )
     await scene.begin()
     await SCENARIOS[options.chaos].run(scene)

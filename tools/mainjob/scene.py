@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from controlplane.etcd import Watch
+from schemas.codec import decode
+from schemas.loads import loads_for
+from schemas.placement import Placement
+from schemas.records import Backup, EpochRecord
 from tools.loadgen import Load, Target, Verdict, Workload, teacher_forced
 from tools.mainjob.faults import Faults, Moment
 from tools.mainjob.report import FaultReport, describe_loss, gaps_of_loss, longest_gap_ms, recoveries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
+    from schemas.messages import Load as SlotLoad
     from schemas.operations import Recovery
-    from schemas.records import EpochRecord, Registration
-    from schemas.vocabulary import Rank
+    from schemas.records import Registration
+    from schemas.vocabulary import Incarnation, Rank
     from tools.loadgen import Answer
     from tools.mainjob.instance import Instance
 
@@ -34,28 +41,34 @@ class Scene:
 
     Attributes:
         instance: the cluster.
-        seed: of the choice of ranks and moments.
+        seed: of the requests.
+        title: with the seed, of the choice of ranks and moments.
         concurrency: clients.
         tell: called with a line for people when something happens.
-        clients_retry: clients try again when a gateway is killed.
+        gateways: how many of the gateways clients know; with more than one they try again when one is killed.
+        starting_clients: how many clients go on while an engine starts, None for all. Beside a load the start takes
+            several times as long on a small machine, and shows nothing that the load before and after it does not.
         reports: one for each fault so far.
     """
 
     instance: Instance
     seed: int = 0
+    title: str = ""
     concurrency: int = 8
     answer_tokens: tuple[int, int] = (32, 160)
     tell: Callable[[str], None] = print
     on_token: Callable[[Answer], None] | None = None
-    clients_retry: bool = False
+    gateways: int = 1
+    starting_clients: int | None = None
     reports: list[FaultReport] = field(default_factory=list)
     _losses: list[tuple[FaultReport, Moment, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.faults = Faults(self.instance)
-        self.rng = random.Random(self.seed)
+        self.rng = random.Random(f"{self.title}{self.seed}")
         self.workload = Workload(self.instance.plan.model, seed=self.seed, answer_tokens=self.answer_tokens)
-        target = Target(tuple(self.instance.gateway_urls), timeout_s=300.0, tries=20 if self.clients_retry else 1)
+        known = tuple(self.instance.gateway_urls[: self.gateways])
+        target = Target(known, timeout_s=300.0, tries=20 if self.gateways > 1 else 1)
         self.load = Load(target, self.workload, self.concurrency, on_token=self.on_token)
         self._running: asyncio.Task[list[Answer]] | None = None
 
@@ -82,12 +95,26 @@ class Scene:
             return []
         async with asyncio.timeout(300.0):
             answers = await self._running
-        known = {recovery.epoch: recovery for recovery in await recoveries(self.instance)}
-        for report, moment, seconds in self._losses:  # an answer names its ranks when it ends, a recovery its loads
+        for report, moment, seconds in self._losses:  # an answer names its ranks when it ends
             gaps_of_loss(report, answers, moment, moment.monotonic_ns + int(seconds * 1e9))
+        await self.describe()
+        return answers
+
+    async def describe(self) -> None:
+        """Fill in what the recoveries' records say by now: what was loaded stands there only when all have crossed."""
+        known = {recovery.epoch: recovery for recovery in await recoveries(self.instance)}
+        for report, moment, _ in self._losses:
             if len(report.epochs) > 1 and report.epochs[1] in known:
                 describe_loss(report, known[report.epochs[1]], moment)
-        return answers
+
+    @asynccontextmanager
+    async def lighter(self) -> AsyncIterator[None]:
+        """Only ``starting_clients`` send new requests meanwhile."""
+        self.load.limit = self.starting_clients
+        try:
+            yield
+        finally:
+            self.load.limit = None
 
     def watch_gaps(self, report: FaultReport, moment: Moment, *, seconds: float = 3.0) -> None:
         """Fill in, once all answers have ended, what clients waited within ``seconds`` of ``moment``."""
@@ -112,35 +139,122 @@ class Scene:
         """Ranks to hit, by the seed."""
         return self.rng.sample(sorted(self.ranks), count)
 
-    async def lose(self, name: str, rank: Rank, fault: Callable[[Rank], Moment]) -> tuple[FaultReport, Moment]:
-        """Hit a rank and follow until the others run without it (or it is back already)."""
+    async def lose(
+        self, name: str, rank: Rank, fault: Callable[[Rank], Moment], *, also: tuple[Rank, ...] = ()
+    ) -> tuple[FaultReport, Moment]:
+        """Hit a rank (and, in the same fault, others) and follow until the rest run without them."""
         before = await self._epoch()
+        there = await self.incarnations()
         report = FaultReport(name, rank, epochs=(before,))
         self.reports.append(report)
         moment = fault(rank)
         self.tell(f"rank {rank}: {name}")
-        await self.until_excluded(rank, after=before)
+        for hit in (rank, *also):
+            await self.until_excluded(hit, there[hit])
         recovery = await self.recovery(lambda found: rank in found.left and found.epoch > before)
         describe_loss(report, recovery, moment)
         report.epochs = (before, recovery.epoch)
         self.tell(f"rank {rank}: epoch {recovery.epoch} goes on without it: {recovery.reason}")
         return report, moment
 
-    async def until_excluded(self, rank: Rank, *, after: int) -> None:
-        """Wait until an epoch newer than ``after`` ran without the rank as it was."""
-        there = {m.incarnation for m in (await self._record()).committed.members if m.rank == rank}
+    async def lose_two(self, name: str) -> tuple[FaultReport, Moment]:
+        """SIGKILL of two ranks at once: experts that only they held have to be loaded."""
+        first, second = self.pick(count=2)
+
+        def both(rank: Rank) -> Moment:
+            moment = self.faults.kill_rank(rank)
+            self.faults.kill_rank(second)
+            return moment
+
+        return await self.lose(name, first, both, also=(second,))
+
+    async def incarnations(self) -> dict[Rank, Incarnation]:
+        """The process that fills each active rank."""
+        return {member.rank: member.incarnation for member in (await self._record()).committed.members}
+
+    async def until_excluded(self, rank: Rank, incarnation: Incarnation) -> None:
+        """Wait until the committed epoch is without the rank as it was."""
 
         def gone(record: EpochRecord | None, _: dict[Rank, Registration]) -> bool:
-            if record is None or record.committed.epoch <= after:
-                return False
-            now = {member.incarnation for member in record.committed.members if member.rank == rank}
-            return not now or not now & there or not there
+            members = record.committed.members if record else ()
+            return all((member.rank, member.incarnation) != (rank, incarnation) for member in members)
 
         await self.instance.wait(gone, what=f"epoch without rank {rank}", within_s=RECOVER_S)
 
+    async def until_up(self, ranks: set[Rank]) -> None:
+        """Wait until every engine has its model: what follows is short."""
+
+        def up(_: EpochRecord | None, there: dict[Rank, Registration]) -> bool:
+            return all(rank in there and there[rank].layers for rank in ranks)
+
+        await self.instance.wait(up, what=f"engines of ranks {sorted(ranks)}", within_s=REJOIN_S)
+
+    async def until_ready(self, rank: Rank) -> None:
+        """Wait until the rank's engine could be taken in."""
+
+        def ready(_: EpochRecord | None, there: dict[Rank, Registration]) -> bool:
+            return rank in there and there[rank].ready
+
+        await self.instance.wait(ready, what=f"restart of rank {rank}", within_s=REJOIN_S)
+
+    async def until_joining(self, rank: Rank) -> Incarnation:
+        """Wait until an epoch that takes the rank in is being prepared; the joining process.
+
+        Watched, not polled: it may be over within milliseconds.
+        """
+        async with asyncio.timeout(REJOIN_S), self.lighter():
+            await self.until_up({rank})
+        async with (
+            asyncio.timeout(REJOIN_S),
+            aclosing(Watch(self.instance.etcd, self.instance.keys.epoch).changes()) as seen,
+        ):
+            async for change in seen:
+                for event in change.events:
+                    record = decode(event.item.value, EpochRecord, key=event.key)
+                    joining = record.preparing.members if record.preparing else ()
+                    for member in joining:
+                        if member.rank == rank:
+                            return member.incarnation
+        raise TimeoutError(f"rank {rank}: the watch on the epoch ended")
+
+    async def until_replaced(self, rank: Rank, incarnation: Incarnation) -> None:
+        """Wait until the rank's agent has given the process up, and no epoch counts on it."""
+
+        def gone(record: EpochRecord | None, there: dict[Rank, Registration]) -> bool:
+            named = (
+                (*record.committed.members, *(record.preparing.members if record.preparing else ())) if record else ()
+            )
+            counted = any((member.rank, member.incarnation) == (rank, incarnation) for member in named)
+            return not counted and (rank not in there or there[rank].incarnation != incarnation)
+
+        await self.instance.wait(gone, what=f"end of rank {rank}'s process {incarnation}", within_s=RECOVER_S)
+
+    async def loads_of(self, rank: Rank) -> tuple[SlotLoad, ...]:
+        """What the rank has to load for the epoch that is being prepared, in its order, with the sources to try."""
+        instance, record = self.instance, await self._record()
+        if record.preparing is None:
+            raise AssertionError(f"nothing is being prepared any more: the transfer to rank {rank} was too short")
+        placements = {
+            name: Placement.from_wire(found.value)
+            for name in (record.preparing.placement, record.held)
+            if name and (found := (await instance.etcd.get(instance.keys.placement(name))).only) is not None
+        }
+        backups = [decode(item.value, Backup, key=item.key) for item in await instance.etcd.get(instance.keys.backups)]
+        return loads_for(
+            rank,
+            record=record,
+            target=placements[record.preparing.placement],
+            held=placements.get(record.held),
+            registrations=await instance.registrations(),
+            backups=backups,
+        )
+
     async def back(self, report: FaultReport | None, moment: Moment | None, *, ranks: set[Rank] | None = None) -> None:
         """Wait until all ranks serve; fill in what the return cost."""
-        await self.instance.wait_members(self.ranks if ranks is None else ranks, within_s=REJOIN_S)
+        expected = self.ranks if ranks is None else ranks
+        async with self.lighter():
+            await self.until_up(expected)
+        await self.instance.wait_members(expected, within_s=REJOIN_S)
         returned = Moment.now()
         if report is not None and moment is not None:
             report.rejoin_ms = (returned.monotonic_ns - moment.monotonic_ns) / 1e6
@@ -180,7 +294,3 @@ class Scene:
 
     async def _epoch(self) -> int:
         return (await self._record()).committed.epoch
-
-    async def admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-        """Call the admin API as the operator."""
-        return await self.faults.admin(method, path, body)

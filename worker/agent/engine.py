@@ -169,6 +169,7 @@ class Engine:
             max_tokens=worker.chunked_prefill,
             silence_s=worker.silence_s,
             step_deadline_s=worker.step_deadline_s,
+            background_mb_per_s=worker.background_mb_per_s,
             missing_experts=Missing.BEST_EFFORT if worker.best_effort else Missing.STRICT,
         )
         return EngineConfig(

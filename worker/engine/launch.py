@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from worker.cpu.boot import ENVIRONMENT as CPU_SHIMS
 from worker.engine import settings as engine_settings
 from worker.engine.tether import tethered
+from worker.engine.tree import end_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,9 +143,8 @@ class EngineProcess:
         return self.process.poll()
 
     def kill(self) -> None:
-        """End every process of the tree now; no wait is longer than a second."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """End every process of the tree now, with what they shared; no wait is longer than a second."""
+        end_tree(self.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=1.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
     from worker.engine.manifest import Manifest
     from worker.engine.slots import SlotMemory, SlotStore
 
+log = logging.getLogger("eep.engine")
+
 _ANYWHERE = (Source(tier=SourceTier.CHECKPOINT),)
+_NAP_S = 0.02
+"""A transfer that is held back looks this often whether it is still wanted."""
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Loader:
         checkpoint: the last resort; None when this host has none.
         peer_memory: a live peer's slots, or None when it is not linked or not alive.
         clock: seconds.
+        sleep: for so many seconds.
     """
 
     store: SlotStore
@@ -54,6 +60,7 @@ class Loader:
     checkpoint: Checkpoint | None
     peer_memory: Callable[[Rank], SlotMemory | None]
     clock: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
     backups: dict[str, BackupFile] = field(default_factory=dict)
 
     def wanted(self, target: npt.NDArray[np.uint16], loads: Iterable[Load]) -> list[Load]:
@@ -69,12 +76,15 @@ class Loader:
             result.append(load)
         return result
 
-    def run(self, loads: Sequence[Load], *, go_on: Callable[[], bool]) -> tuple[AckPhase, ...]:
+    def run(
+        self, loads: Sequence[Load], *, go_on: Callable[[], bool], bytes_per_s: float = 0.0
+    ) -> tuple[AckPhase, ...]:
         """Fill every slot named; bytes and time by the tier that gave them.
 
         Args:
             loads: what to fill.
             go_on: asked before each slot; False gives up (a newer epoch came, or the deadline passed).
+            bytes_per_s: no more than this, so that serving keeps the memory's bandwidth; 0 for no limit.
 
         Raises:
             LiveSlotError: a table references one of the slots.
@@ -83,18 +93,21 @@ class Loader:
         """
         spent: dict[SourceTier, _Spent] = {}
         failures: list[tuple[Layer, Expert, str]] = []
-        for load in loads:
+        told: set[str] = set()
+        began, size = self.clock(), self.store.memory.layout.expert.nbytes
+        for done, load in enumerate(loads):
+            self._hold_back(until=began + done * size / bytes_per_s if bytes_per_s else began, go_on=go_on)
             if not go_on():
                 raise PrepareError(f"given up with {len(loads)} slots to load: superseded, or out of time")
             started = self.clock()
             try:
-                tier = self._fill(load)
+                tier = self._fill(load, told)
             except SourceError as error:
                 failures.append((load.layer, load.expert, error.reason))
                 continue
             entry = spent.setdefault(tier, _Spent())
             entry.slots += 1
-            entry.bytes += self.store.memory.layout.expert.nbytes
+            entry.bytes += size
             entry.seconds += self.clock() - started
         if failures:
             raise NoSourceError(failures)
@@ -103,13 +116,21 @@ class Loader:
             for tier, entry in spent.items()
         )
 
-    def _fill(self, load: Load) -> SourceTier:
+    def _hold_back(self, *, until: float, go_on: Callable[[], bool]) -> None:
+        while (ahead := until - self.clock()) > 0 and go_on():
+            self.sleep(min(ahead, _NAP_S))
+
+    def _fill(self, load: Load, told: set[str]) -> SourceTier:
+        """Fill one slot; each trouble with a source is logged once (it is in ``told`` then)."""
         reasons = []
         for source in load.sources:
             try:
                 self._from(source, load)
             except SourceError as error:
                 reasons.append(str(error))
+                if str(error) not in told:
+                    told.add(str(error))
+                    log.warning("layer %d expert %d: %s; the next source is tried", load.layer, load.expert, error)
             else:
                 return source.tier
         raise SourceError(SourceTier.CHECKPOINT, ", ".join(reasons) or "no source was named")

@@ -87,7 +87,8 @@ class Preparing:
             target = placement.slots[:, rank, : self._settings.slots]
             loads = self._loader.wanted(target, request.loads)
             self._make_room(loads, request.cut, deadline)
-            spent = self._loader.run(loads, go_on=go_on)
+            limit = self._settings.background_mb_per_s * 1e6 if request.cut is Cut.PLANNED else 0.0
+            spent = self._loader.run(loads, go_on=go_on, bytes_per_s=limit)
         view = membership.stage(placement)
         return Prepared(epoch=view.epoch, ok=True, loads=spent, missing=view.missing)
 

@@ -49,6 +49,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A peer whose beacon is frozen for so long is suspected."""
     step_deadline_s: float = 30.0
     """No wait inside a step is longer."""
+    background_mb_per_s: float = 0.0
+    """Loads of a planned change take no more than this; 0 for no limit."""
     missing_experts: Missing = Missing.STRICT
     fixed_membership: bool = False
     """The data plane without elasticity, for measuring what it costs."""

@@ -174,6 +174,7 @@ class Group {
   Status judge(Wait& wait, u64 now);
   bool still_missing(const Wait& wait, const Peer& peer) const;
   bool disagrees(const Wait& wait, const Peer& peer) const;
+  bool looks_itself(const Wait& wait, const RankMask& accused);
   const Line& line_of(const Peer& peer, Exchange exchange) const;
   void quiet_doorbell() const;
 
@@ -183,7 +184,7 @@ class Group {
   Status leave_suspecting(i32 layer);
   void report_slow(u32 rank, i32 layer);
   void gossip() const;
-  bool heard_gossip();
+  bool heard_gossip(RankMask& accused) const;
   void set_asleep(bool asleep) const;
   void wake_sleepers() const;
 

@@ -64,14 +64,13 @@ void Group::gossip() const {
   wake_sleepers();
 }
 
-bool Group::heard_gossip() {
+/// Adds whom peers accuse; whether any does.
+bool Group::heard_gossip(RankMask& accused) const {
   bool heard = false;
   for (const Peer& peer : peers_) {
     if (!peer.link || load_acquire(peer.in->gossip.tag) != tag_of(epoch(), 0)) continue;
     heard = true;
-    for (u32 rank = 0; rank < shape_.max_ranks; ++rank) {
-      if (((load_relaxed(peer.in->gossip.mask[rank / 64]) >> (rank % 64)) & 1U) != 0) suspect(rank, Evidence::kGossip);
-    }
+    for (u32 w = 0; w < kMaskWords; ++w) accused.words[w] |= load_relaxed(peer.in->gossip.mask[w]);
   }
   return heard;
 }

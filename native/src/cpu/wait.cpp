@@ -120,7 +120,12 @@ bool Group::disagrees(const Wait& wait, const Peer& peer) const {
 Status Group::look_around(Wait& wait) {
   if (control_->fenced()) return leave(Status::kFenced);
   if (control_->abort_epoch() > epoch()) return leave(Status::kAborted);
-  if (heard_gossip()) return leave_suspecting(wait.layer);
+  if (RankMask accused; heard_gossip(accused) && !looks_itself(wait, accused)) {
+    for (u32 rank = 0; rank < shape_.max_ranks; ++rank) {
+      if (accused.has(rank)) suspect(rank, Evidence::kGossip);
+    }
+    return leave_suspecting(wait.layer);
+  }
   bool dead = false;
   for (u32 i = 0; i < wait.pending_count; ++i) {
     const Peer& peer = peers_[wait.pending[i]];
@@ -138,6 +143,29 @@ Status Group::look_around(Wait& wait) {
     }
   }
   return dead ? leave_suspecting(wait.layer) : Status::kOk;
+}
+
+/// Whether to look on instead of leaving with the accusers. One accuser's word, passed on by all, is no quorum, and a leader that
+/// hears of no second witness waits for one. So a rank that waits for an accused peer too is a witness itself: the peer is dead, or its
+/// beacon has stood still here for half the time-out as well, which is waited for. A peer that moves ends it: the accuser is alone.
+bool Group::looks_itself(const Wait& wait, const RankMask& accused) {
+  const u64 now = now_ns();
+  bool looking = false;
+  for (u32 i = 0; i < wait.pending_count; ++i) {
+    const Peer& peer = peers_[wait.pending[i]];
+    if (!accused.has(peer.rank) || !still_missing(wait, peer)) continue;
+    const OwnerLine& owner = peer.out->owner;
+    if (peer.link->owner_died() || wait.ended.has(peer.rank)) {
+      suspect(peer.rank, Evidence::kDead);
+    } else if (load_relaxed(owner.beacon) != wait.beacon[peer.rank] || warms_up(static_cast<Phase>(load_relaxed(owner.phase)))) {
+      continue;
+    } else if (now - wait.moved_ns[peer.rank] < options_.silence_ns / 2) {
+      looking = true;
+    } else {
+      suspect(peer.rank, Evidence::kSilent);
+    }
+  }
+  return looking;
 }
 
 /// Silence: a beacon that stood still for the whole time-out. A beacon that moves makes a peer slow, which is told but not held

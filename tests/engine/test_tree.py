@@ -1,0 +1,47 @@
+"""Ending an engine's process group leaves neither processes nor what they shared."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.engine.tree import end_tree
+
+SHARES = """
+import multiprocessing, os, sys, time
+from multiprocessing.shared_memory import SharedMemory
+def child(lock): time.sleep(600)
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    lock, memory = context.Lock(), SharedMemory(create=True, size=4096)
+    process = context.Process(target=child, args=(lock,)); process.start()
+    print("sem." + lock._semlock.name.lstrip("/"), memory.name.lstrip("/"), flush=True)
+    if sys.argv[1] == "lone": os.kill(process.pid, 9)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("which", ["all", "lone"])
+def test_nothing_of_a_killed_tree_is_left(tmp_path, which):
+    program = tmp_path / "shares.py"
+    program.write_text(SHARES)
+    tree = subprocess.Popen(
+        [sys.executable, str(program), which], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    names = tree.stdout.readline().split()
+    assert len(names) == 2
+    shared = [Path("/dev/shm") / name for name in names]  # noqa: S108  where Linux keeps both
+    assert all(path.exists() for path in shared)
+    end_tree(tree.pid)
+    assert tree.wait(timeout=5) == -9
+    assert not [path for path in shared if path.exists()]
+    tree.stdout.close()
+
+
+def test_a_group_that_is_gone_is_no_error():
+    gone = subprocess.Popen(["true"], start_new_session=True)
+    gone.wait(timeout=5)
+    end_tree(gone.pid)
