@@ -47,6 +47,7 @@ class _Attempt:
 
     number: int
     task: asyncio.Task[None]
+    struck: bool
     route: Route | None = None
     accepted: bool = False
     sent_at: float = 0.0
@@ -127,7 +128,7 @@ class Carrier:
             case Send():
                 self._leave()
                 task = asyncio.create_task(self._run(instruction), name=instruction.body["rid"])
-                self._attempt = _Attempt(instruction.attempt, task)
+                self._attempt = _Attempt(instruction.attempt, task, struck=instruction.settle)
             case Abort():
                 self._abort()
             case Piece():
@@ -145,7 +146,7 @@ class Carrier:
         if attempt is None:
             return
         if attempt.route is not None:
-            self._ranks.release(attempt.route)
+            self._ranks.release(attempt.route, struck=attempt.struck)
         if attempt.task is not asyncio.current_task():
             attempt.task.cancel()
 
@@ -158,13 +159,13 @@ class Carrier:
         if send.settle:
             await self._ranks.settled()
         try:
-            route = await self._ranks.assign(send.prompt, avoid=self._lost_on, resumed=send.resumed)
+            route = await self._ranks.assign(send.prompt, avoid=self._lost_on, resumed=send.resumed, struck=send.settle)
         except self._ranks.NoRankError as error:
             self._feed(Abandoned(error))
             return
         attempt = self._attempt
         if attempt is None or attempt.number != send.attempt:
-            self._ranks.release(route)
+            self._ranks.release(route, struck=send.settle)
             return
         attempt.route, attempt.sent_at = route, time.monotonic()
         self._feed(Assigned(route.rank))

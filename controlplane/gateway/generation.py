@@ -11,7 +11,8 @@ What it guarantees:
 
 A strike is a rank's death in which the request had made next to no progress there. A request that was merely present
 when a rank was killed has made progress; one that kills makes none, at the latest when it is resumed. After a strike
-the next attempt waits until the membership has settled, so that two ranks killed at one moment are one misfortune.
+the next attempt waits until the membership has settled, so that two ranks killed at one moment are one misfortune, and
+goes to a rank without another request under suspicion, so that the one that kills does not take the other along.
 """
 
 from __future__ import annotations
@@ -114,7 +115,10 @@ Event: TypeAlias = Begin | Assigned | Received | Lost | HandOver | DeadlinePasse
 
 @dataclass(frozen=True)
 class Send:
-    """Choose a rank and send it ``body``; ``settle`` first waits for the membership to have settled."""
+    """Choose a rank and send it ``body``.
+
+    ``settle`` follows a strike: wait for the membership to settle, and choose a rank without another such request.
+    """
 
     attempt: int
     body: dict[str, Any]

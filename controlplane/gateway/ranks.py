@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
@@ -59,6 +60,7 @@ class Ranks:
         self._changed = asyncio.Event()
         self._changed_at = 0.0
         self._heard: dict[tuple[int, int], float] = {}
+        self._struck: Counter[tuple[int, int]] = Counter()
         self._draining_since: dict[tuple[int, int], float] = {}
         self._aborts: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
@@ -87,17 +89,23 @@ class Ranks:
 
     # --- choosing ----------------------------------------------------------------------------------------------------
 
-    async def assign(self, prompt: Sequence[int], *, avoid: Collection[tuple[int, int]], resumed: bool) -> Route:
+    async def assign(
+        self, prompt: Sequence[int], *, avoid: Collection[tuple[int, int]], resumed: bool, struck: bool = False
+    ) -> Route:
         """The rank for ``prompt``, as soon as there is one; ``release`` it afterwards.
+
+        A ``struck`` request gets a rank without another one where there is such a rank: of two that were on a rank when
+        it died, one may have killed it, and must not cost the other its second chance.
 
         Raises:
             UnavailableError: none came; a resumed answer waits as long as its deadline allows instead.
         """
         give_up = float("inf") if resumed else time.monotonic() + self._config.no_rank_wait_s
         while True:
-            choice = self._choose(prompt, avoid) or await self._wait(prompt)
+            choice = self._choose(prompt, avoid, struck=struck) or await self._wait(prompt)
             if choice is not None:
                 log.debug("%s", choice.reason)
+                self._struck[choice.route.key] += struck
                 self._router.begin(choice.route, prompt)
                 self._metrics.inflight.labels(str(choice.route.rank)).inc()
                 return choice.route
@@ -108,8 +116,13 @@ class Ranks:
                     retry_after_s=waited,
                 )
 
-    def _choose(self, prompt: Sequence[int], avoid: Collection[tuple[int, int]]) -> Choice | None:
-        return self._router.choose(prompt, self.routes.table, now=time.monotonic(), avoid=avoid)
+    def _choose(self, prompt: Sequence[int], avoid: Collection[tuple[int, int]], *, struck: bool) -> Choice | None:
+        table, now = self.routes.table, time.monotonic()
+        if struck:
+            apart = {*avoid, *(key for key, count in self._struck.items() if count)}
+            if (choice := self._router.choose(prompt, table, now=now, avoid=apart)) is not None:
+                return choice
+        return self._router.choose(prompt, table, now=now, avoid=avoid)
 
     async def _wait(self, prompt: Sequence[int]) -> Choice | None:
         """Wait for the table to change; if it does not, a rank that failed before is better than none."""
@@ -125,9 +138,10 @@ class Ranks:
         """A request that began at ``since`` (monotonic) has waited for its first rank long enough."""
         return time.monotonic() - since >= self._config.no_rank_wait_s
 
-    def release(self, route: Route) -> None:
+    def release(self, route: Route, *, struck: bool = False) -> None:
         """An answer no longer needs ``route``."""
         self._router.end(route)
+        self._struck[route.key] -= struck
         self._metrics.inflight.labels(str(route.rank)).dec()
 
     async def settled(self) -> None:
@@ -182,6 +196,7 @@ class Ranks:
         self._draining_since = {key: self._draining_since.get(key, now) for key in draining}
         keys = {route.key for route in table.routes}
         self._heard = {key: at for key, at in self._heard.items() if key in keys}
+        self._struck = Counter({key: count for key, count in self._struck.items() if count})
         for carrier in tuple(self.carriers):
             carrier.follow(table, drained=drained)
         self._changed.set()

@@ -121,6 +121,18 @@ async def test_a_poisonous_request_is_given_up_and_the_rest_of_the_cluster_survi
             assert (line["ending"], line["error"]["code"]) == ("failed", "request_given_up")
 
 
+async def test_two_requests_under_suspicion_do_not_share_a_rank(gateway):
+    """One of them may have killed the rank they were on; the other must not be there when it kills the next."""
+    async with AsyncExitStack() as stack:
+        deadly, *sound = await start(stack, {"cut_at": 0}, {"pause_s": 0.05}, {"pause_s": 0.05})
+        async with gateway(deadly, *sound, serving=[deadly]) as client:
+            answers = [asyncio.create_task(client.generate()) for _ in range(2)]
+            await client.until(lambda: len(deadly.bodies) == 2)
+            client.serve(*sound)
+            assert [body["output_ids"] for _, _, body in await asyncio.gather(*answers)] == [EXPECTED] * 2
+            assert [len(rank.bodies) for rank in sound] == [1, 1]
+
+
 async def test_a_fault_that_ranks_themselves_report_is_retried_elsewhere(gateway):
     async with AsyncExitStack() as stack:
         broken, sound = await start(stack, {"error_at": 3}, {})
