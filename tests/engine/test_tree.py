@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from worker.engine.tree import end_tree
@@ -38,6 +39,29 @@ def test_nothing_of_a_killed_tree_is_left(tmp_path, which):
     end_tree(tree.pid)
     assert tree.wait(timeout=5) == -9
     assert not [path for path in shared if path.exists()]
+    tree.stdout.close()
+
+
+def test_semaphores_go_even_when_the_tree_has_killed_its_own_tracker(tmp_path):
+    program = tmp_path / "shares.py"
+    program.write_text(SHARES)
+    tree = subprocess.Popen(
+        [sys.executable, str(program), "all"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    semaphore, memory = (Path("/dev/shm") / name for name in tree.stdout.readline().split())  # noqa: S108  as above
+    trackers = [
+        process
+        for process in psutil.Process(tree.pid).children(recursive=True)
+        if "resource_tracker" in " ".join(process.cmdline())
+    ]
+    assert trackers
+    for tracker in trackers:
+        tracker.kill()
+    assert semaphore.exists()
+    end_tree(tree.pid)
+    assert not semaphore.exists()
+    memory.unlink()  # of a kind that engines do not make
+    tree.wait(timeout=5)
     tree.stdout.close()
 
 
