@@ -55,8 +55,28 @@ def test_a_recoverys_record_becomes_figures():
         traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     )
     report = FaultReport("SIGKILL", 2)
-    describe_loss(report, recovery, moment)
+    describe_loss(report, [recovery], moment)
     assert (report.detected_ms, report.committed_ms) == (2.0, 8.0)
     assert (report.coverage, report.loaded_bytes, report.blamed) == ("repaired", {"host_peer": 10}, (2,))
     assert report.trace_id == "0af7651916cd43dd8448eb211c80319c"
     assert report.as_json()["phases"] == {"detect": 0.001, "publish": 0.004}
+
+
+def test_a_fault_that_took_two_recoveries_is_told_as_one():
+    def recovery(rank, began_ms, **fields):
+        blamed = (Blame(rank=rank, incarnation=5, evidence=Evidence.DEAD),)
+        phases = tuple(
+            Phase(name=name, started_unix_ns=(began_ms + at) * MS, finished_unix_ns=(began_ms + at + 1) * MS)
+            for at, name in enumerate(("detect", "commit"))
+        )
+        return Recovery(id=str(rank), unplanned=True, blamed=blamed, phases=phases, **fields)
+
+    report = FaultReport("SIGKILL of two", 3)
+    first = recovery(3, 1_002, bytes_by_tier={"host_peer": 10})
+    describe_loss(
+        report, [first, recovery(1, 1_020, bytes_by_tier={"host_peer": 5}, slots_loaded=2)], Moment(0, 1_000 * MS)
+    )
+    assert (report.detected_ms, report.committed_ms, report.blamed) == (2.0, 22.0, (1, 3))
+    assert (report.coverage, report.loaded_bytes) == ("repaired", {"host_peer": 15})
+    describe_loss(report, [], Moment(0, 0))
+    assert report.detected_ms == 2.0, "nothing is known, nothing changes"

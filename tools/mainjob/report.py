@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from controlplane.telemetry import trace_id_of
 from schemas.codec import decode
-from schemas.operations import Recovery
+from schemas.operations import Phase, Recovery
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -75,21 +76,30 @@ def _last_phase_ns(recovery: Recovery) -> int:
     return max(max(phase.started_unix_ns, phase.finished_unix_ns) for phase in recovery.phases)
 
 
-def describe_loss(report: FaultReport, recovery: Recovery, moment: Moment) -> None:
-    """Fill in what the recovery's record says."""
-    starts = {phase.name: phase for phase in recovery.phases}
-    if (detect := starts.get("detect")) is not None:
+def describe_loss(report: FaultReport, recoveries: Sequence[Recovery], moment: Moment) -> None:
+    """Fill in what the recoveries' records say; several, oldest first, when one fault hit several ranks."""
+    if not recoveries:
+        return
+    first, last = recoveries[0], recoveries[-1]
+    if (detect := _phase(first, "detect")) is not None:
         seen = detect.started_unix_ns if detect.started_unix_ns >= moment.unix_ns else detect.finished_unix_ns
         report.detected_ms = (seen - moment.unix_ns) / 1e6
-    if (commit := starts.get("publish") or starts.get("commit")) is not None:
+    if (commit := _phase(last, "publish") or _phase(last, "commit")) is not None:
         report.committed_ms = (commit.finished_unix_ns - moment.unix_ns) / 1e6
-    report.loaded_bytes = dict(recovery.bytes_by_tier)
-    report.coverage = "repaired" if recovery.slots_loaded else "intact"
-    if recovery.missing:
-        report.coverage = f"{recovery.missing} experts missing"
-    report.blamed = tuple(blame.rank for blame in recovery.blamed)
-    report.trace_id = trace_id_of(recovery.traceparent)
-    report.phases = {phase.name: round(phase.seconds, 4) for phase in recovery.phases}
+    loaded: Counter[str] = Counter()
+    for recovery in recoveries:
+        loaded.update(recovery.bytes_by_tier)
+    report.loaded_bytes = dict(loaded)
+    report.coverage = "repaired" if any(recovery.slots_loaded for recovery in recoveries) else "intact"
+    if last.missing:
+        report.coverage = f"{last.missing} experts missing"
+    report.blamed = tuple(sorted({blame.rank for recovery in recoveries for blame in recovery.blamed}))
+    report.trace_id = trace_id_of(first.traceparent)
+    report.phases = {phase.name: round(phase.seconds, 4) for phase in last.phases}
+
+
+def _phase(recovery: Recovery, name: str) -> Phase | None:
+    return next((phase for phase in recovery.phases if phase.name == name), None)
 
 
 def longest_gap_ms(answers: Iterable[Answer], *, since_ns: int, until_ns: int) -> float:

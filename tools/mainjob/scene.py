@@ -102,10 +102,11 @@ class Scene:
 
     async def describe(self) -> None:
         """Fill in what the recoveries' records say by now: what was loaded stands there only when all have crossed."""
-        known = {recovery.epoch: recovery for recovery in await recoveries(self.instance)}
+        known = await recoveries(self.instance)
         for report, moment, _ in self._losses:
-            if len(report.epochs) > 1 and report.epochs[1] in known:
-                describe_loss(report, known[report.epochs[1]], moment)
+            if len(report.epochs) > 1:
+                before, after = report.epochs[:2]
+                describe_loss(report, [one for one in known if one.unplanned and before < one.epoch <= after], moment)
 
     @asynccontextmanager
     async def lighter(self) -> AsyncIterator[None]:
@@ -151,10 +152,13 @@ class Scene:
         self.tell(f"rank {rank}: {name}")
         for hit in (rank, *also):
             await self.until_excluded(hit, there[hit])
-        recovery = await self.recovery(lambda found: rank in found.left and found.epoch > before)
-        describe_loss(report, recovery, moment)
-        report.epochs = (before, recovery.epoch)
-        self.tell(f"rank {rank}: epoch {recovery.epoch} goes on without it: {recovery.reason}")
+        recoveries_of = [await self._recovery_of(hit, after=before) for hit in (rank, *also)]
+        by_epoch = {recovery.epoch: recovery for recovery in recoveries_of}  # one may exclude several
+        found = [by_epoch[epoch] for epoch in sorted(by_epoch)]
+        describe_loss(report, found, moment)
+        report.epochs = (before, found[-1].epoch)
+        for recovery in found:
+            self.tell(f"epoch {recovery.epoch}: {recovery.reason}")
         return report, moment
 
     async def lose_two(self, name: str) -> tuple[FaultReport, Moment]:
@@ -229,6 +233,11 @@ class Scene:
 
         await self.instance.wait(gone, what=f"end of rank {rank}'s process {incarnation}", within_s=RECOVER_S)
 
+    async def preparing(self) -> int:
+        """The epoch that is being prepared, 0 for none."""
+        version = (await self._record()).preparing
+        return version.epoch if version else 0
+
     async def loads_of(self, rank: Rank) -> tuple[SlotLoad, ...]:
         """What the rank has to load for the epoch that is being prepared, in its order, with the sources to try."""
         instance, record = self.instance, await self._record()
@@ -272,6 +281,9 @@ class Scene:
         self.watch_gaps(report, moment)
         await self.back(report, moment)
         return report
+
+    async def _recovery_of(self, rank: Rank, *, after: int) -> Recovery:
+        return await self.recovery(lambda found: rank in found.left and found.epoch > after)
 
     async def recovery(self, wanted: Callable[[Recovery], bool], *, within_s: float = RECOVER_S) -> Recovery:
         """The first finished recovery that fits.
