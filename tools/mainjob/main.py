@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 START_S = 600.0
 """Longest wait for all ranks: each starts a whole SGLang server, one after the other on a small machine."""
+TRACE_S = 15.0
+"""For the spans of a recovery to arrive: exporters send every few seconds."""
 _REFRESH_S = 0.25
 
 
@@ -113,6 +115,9 @@ async def _job(options: argparse.Namespace, instance: Instance, screen: Screen, 
     screen.tell("checking every token against transformers on the same weights")
     verdict = await scene.judge()
     result = outcome(options, scene, verdict)
+    for fault in result["faults"]:
+        story = await traces.told(fault["trace_id"], within_s=TRACE_S) if fault["trace_id"] else []
+        fault["spans"] = [asdict(span) for span in story]
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     screen.tell(summary(result))

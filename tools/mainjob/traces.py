@@ -5,6 +5,8 @@ For looking at one recovery on one machine without installing anything; producti
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 from dataclasses import dataclass, field
 from html import escape
@@ -38,6 +40,7 @@ class Span:
     parent_id: str
     name: str
     service: str
+    instance_id: str
     start_ns: int
     end_ns: int
     attributes: dict[str, str]
@@ -54,6 +57,7 @@ class TraceReceiver:
     spans: list[Span] = field(default_factory=list)
     url: str = ""
     _runner: web.AppRunner | None = None
+    _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 << 20)
@@ -72,6 +76,18 @@ class TraceReceiver:
     ) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def of(self, trace_id: str) -> list[Span]:
+        """The spans of a trace that have arrived, in the order in which they began."""
+        return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.start_ns)
+
+    async def told(self, trace_id: str, *, within_s: float) -> list[Span]:
+        """The spans of a trace once its root has ended and arrived; what there is when that takes too long."""
+        async with self._arrived:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._arrived.wait_for(lambda: any(not span.parent_id for span in self.of(trace_id)))
+        return self.of(trace_id)
 
     def page(self, trace_id: str) -> str:
         """Address of a trace's page."""
@@ -92,16 +108,19 @@ class TraceReceiver:
                             span.parent_span_id.hex(),
                             span.name,
                             named.get("service.name", ""),
+                            named.get("service.instance.id", ""),
                             span.start_time_unix_nano,
                             span.end_time_unix_nano,
                             {one.key: _plain(one.value) for one in span.attributes},
                         )
                     )
+        async with self._arrived:
+            self._arrived.notify_all()
         return web.Response(content_type="application/x-protobuf", body=b"")
 
     async def _show(self, request: web.Request) -> web.Response:
         trace_id = request.match_info["trace"]
-        spans = sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.start_ns)
+        spans = self.of(trace_id)
         if not spans:
             raise web.HTTPNotFound(text=f"no span of trace {trace_id} has arrived")
         page = _PAGE.format(title=f"trace {escape(trace_id)}", body="".join(_rows(spans)))
