@@ -5,61 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-import sys
-import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import aiohttp
 
-from controlplane.etcd import EtcdClient, LoopLease, Watch
-from schemas.codec import decode, encode
+from controlplane.etcd import EtcdClient, LoopLease
 from schemas.config import EtcdConfig
-from schemas.records import Ack, AckPhase, EpochRecord, FaultReport, Registration, Suspicion
-from schemas.vocabulary import Evidence, SourceTier
+from schemas.records import AckPhase
+from schemas.vocabulary import SourceTier
+from tools.control_rig import BareRank, ReplicaProcess
 
 TOKEN = "0123456789abcdef-running"  # noqa: S105 - a test's
 
 
-def now():
-    return time.time_ns()
-
-
-class Rank:
-    """Speaks the agents' protocol; loads take the time they say."""
+class Rank(BareRank):
+    """Loads take the time they say; while ``works`` is cleared it hears, but does not acknowledge."""
 
     def __init__(self, etcd, keys, rank):
-        self.etcd, self.keys, self.rank, self.incarnation = etcd, keys, rank, 1
-        self.record = None
-        self.works = asyncio.Event()  # cleared: it hears, but does not acknowledge
+        super().__init__(etcd, keys, rank)
+        self.works = asyncio.Event()
         self.works.set()
-        self.lease = None
-        self.heard_unix_ns = 0
 
     async def run(self):
-        self.lease = await LoopLease.take(self.etcd, 5)
-        registration = Registration(
-            rank=self.rank,
-            incarnation=self.incarnation,
-            host=f"host-{self.rank}",
-            slots=4,
-            layers=2,
-            experts=8,
-            expert_bytes=1000,
-            model="m",
-            checkpoint="c",
-            ready=True,
-        )
-        await self.etcd.put(self.keys.rank(self.rank), encode(registration), lease=self.lease.lease)
-        async with aclosing(Watch(self.etcd, self.keys.epoch).changes()) as changes:
-            async for change in changes:
-                for event in change.events:
-                    if event.item.value:
-                        await self._follow(decode(event.item.value, EpochRecord, key=event.key))
+        self.lease = (await LoopLease.take(self.etcd, 5)).lease
+        await self.register()
+        await self.follow()
 
-    async def _follow(self, record):
-        self.record = record
-        self.heard_unix_ns = now()
+    async def heard(self, record):
         version = record.preparing or record.committed
         concerned = {member.rank for member in (*record.committed.members, *version.members)}
         if self.rank not in concerned:
@@ -67,71 +39,20 @@ class Rank:
         await self.works.wait()
         loads = (AckPhase(tier=SourceTier.HOST_PEER, slots=2, bytes=2000, seconds=0.01),)
         if record.preparing or record.loading:
-            await self._ack(version.epoch, loads=loads)
+            await self.acknowledge(version.epoch, activated=False, loads=loads)
         if not record.preparing:
-            await self._ack(version.epoch, activated=True)
-
-    async def _ack(self, epoch, *, activated=False, loads=()):
-        ack = Ack(
-            rank=self.rank,
-            incarnation=self.incarnation,
-            epoch=epoch,
-            prepared=True,
-            activated=activated,
-            loads=loads,
-            started_unix_ns=self.heard_unix_ns,
-            finished_unix_ns=now(),
-        )
-        await self.etcd.put(self.keys.ack(epoch, self.rank), encode(ack), lease=self.lease.lease)
-
-    async def report(self, other, evidence=Evidence.DEAD):
-        report = FaultReport(
-            reporter=self.rank,
-            incarnation=self.incarnation,
-            epoch=self.record.committed.epoch,
-            suspicions=(Suspicion(other, 1, evidence, "pidfd: exit 137"),),
-            detected_unix_ns=now() - 5_000_000,
-        )
-        await self.etcd.put(self.keys.report(self.rank), encode(report), lease=self.lease.lease)
+            await self.acknowledge(version.epoch, activated=True)
 
 
-class Replica:
-    """One ``eep-controlplane`` process."""
-
-    def __init__(self, folder, endpoint, name, *, keys, ranks, environment):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.url, self.name, self.process = f"http://127.0.0.1:{port}", name, None
-        (folder / "tokens").write_text(f"operator alice {TOKEN}\n")
-        self.config = folder / f"{name}.toml"
-        self.config.write_text(
-            f'[instance]\nname = "{keys.instance}"\n[etcd]\nendpoints = ["{endpoint}"]\n[policy]\nranks = {ranks}\n'
-            f'[controlplane]\nport = {port}\ntokens_file = "{folder / "tokens"}"\n'
-        )
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-        self.environment |= environment
-
-    async def start(self):
-        self.process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-m",
-                "controlplane",
-                "--config",
-                str(self.config),
-                "--replica",
-                self.name,
-                "--log-level",
-                "WARNING",
-            ),
-            env=self.environment,
-        )
-
-    async def stop(self, number=signal.SIGTERM):
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(number)
-            async with asyncio.timeout(15):
-                await self.process.wait()
+def process_of(folder, endpoint, name, *, keys, ranks, environment):
+    (folder / "tokens").write_text(f"operator alice {TOKEN}\n")
+    return ReplicaProcess(
+        folder,
+        name,
+        f'[instance]\nname = "{keys.instance}"\n[etcd]\nendpoints = ["{endpoint}"]\n[policy]\nranks = {ranks}',
+        settings=f'tokens_file = "{folder / "tokens"}"',
+        environment={key: value for key, value in os.environ.items() if not key.startswith("OTEL_")} | environment,
+    )
 
 
 class Running:
@@ -175,7 +96,7 @@ class Running:
 async def running(folder, endpoint, keys, *, ranks=4, replicas=2, **environment):
     """A formed instance of ``ranks`` ranks and ``replicas`` control-plane processes."""
     made = [
-        Replica(folder, endpoint, f"cp-{number}", keys=keys, ranks=ranks, environment=environment)
+        process_of(folder, endpoint, f"cp-{number}", keys=keys, ranks=ranks, environment=environment)
         for number in range(replicas)
     ]
     timeout = aiohttp.ClientTimeout(total=10)

@@ -14,67 +14,34 @@ from schemas.config import EtcdConfig
 from schemas.keys import Keys
 from schemas.operations import Operation, OperationKind, OperationState, Recovery
 from schemas.policy import Spec
-from schemas.records import Ack, EpochRecord, FaultReport, Registration, Status, Suspicion
-from schemas.vocabulary import Evidence
+from schemas.records import EpochRecord, Status
+from tools.control_rig import BareRank
 from tools.simulation.etcd_model import EtcdModel
 from tools.simulation.world import at_once
 
 KEYS = Keys("test")
 
 
-class Rank:
-    """A worker that does at once what the record asks of it."""
+class Rank(BareRank):
+    """Remembers the epochs that it crossed into."""
 
     def __init__(self, etcd, rank, *, keys=KEYS, incarnation=1):
-        self.etcd, self.rank, self.incarnation, self.keys = etcd, rank, incarnation, keys
+        super().__init__(etcd, keys, rank, incarnation=incarnation)
         self.epochs: list[int] = []
 
     async def run(self):
-        self.lease = await LoopLease.take(self.etcd, 5)
-        registration = Registration(
-            rank=self.rank,
-            incarnation=self.incarnation,
-            host=f"h{self.rank}",
-            slots=4,
-            layers=2,
-            experts=8,
-            expert_bytes=10,
-            model="m",
-            checkpoint="c",
-            ready=True,
-        )
-        await self.etcd.put(self.keys.rank(self.rank), encode(registration), lease=self.lease.lease)
-        from controlplane.etcd import Watch
+        self.held = await LoopLease.take(self.etcd, 5)
+        self.lease = self.held.lease
+        await self.register()
+        await self.follow()
 
-        async for change in Watch(self.etcd, self.keys.epoch):
-            for event in change.events:
-                if event.item.value:
-                    await self.follow(decode(event.item.value, EpochRecord, key=event.key))
-
-    async def follow(self, record):
-        members = {m.rank: m.incarnation for m in record.committed.members}
-        joining = {m.rank: m.incarnation for m in record.preparing.members} if record.preparing else {}
-        mine = members.get(self.rank, joining.get(self.rank))
-        if mine != self.incarnation:
-            return
-        if record.preparing:
-            await self.ack(record.preparing.epoch, activated=False)
-        elif self.rank in members:
-            self.epochs.append(record.committed.epoch)
-            await self.ack(record.committed.epoch, activated=True)
-
-    async def ack(self, epoch, *, activated):
-        ack = Ack(rank=self.rank, incarnation=self.incarnation, epoch=epoch, prepared=True, activated=activated)
-        await self.etcd.put(self.keys.ack(epoch, self.rank), encode(ack), lease=self.lease.lease)
+    async def acknowledge(self, epoch, *, activated, loads=()):
+        if activated:
+            self.epochs.append(epoch)
+        await super().acknowledge(epoch, activated=activated, loads=loads)
 
     async def dies(self):
-        report = FaultReport(
-            reporter=self.rank,
-            incarnation=self.incarnation,
-            epoch=max(self.epochs, default=0),  # its own watch may be behind; a death holds in any epoch
-            suspicions=(Suspicion(self.rank, self.incarnation, Evidence.DEAD, "pidfd"),),
-        )
-        await self.etcd.put(self.keys.report(self.rank), encode(report), lease=self.lease.lease)
+        await self.report(self.rank, incarnation=self.incarnation)
 
 
 class World:
@@ -170,9 +137,9 @@ async def test_ranks_form_an_instance_lose_one_and_take_it_back(world):
     await world.ranks[2].dies()
     lost = await world.members(0, 1, 3)
     assert loop.time() - began < 0.05
-    assert lost.committed.reason == "rank 2 is gone (dead: pidfd)"
+    assert lost.committed.reason == "rank 2 is gone (dead: pidfd: exit 137)"
     await world.stop("rank2")
-    await world.ranks[2].lease.release()
+    await world.ranks[2].held.release()
     world.rank(2, incarnation=2)
     again = await world.members(0, 1, 2, 3)
     assert again.committed.members[2].incarnation == 2
@@ -310,7 +277,7 @@ async def test_the_same_story_on_a_real_etcd(shared_etcd):
         leader = next(name for name, replica in world.replicas.items() if replica.view.leading)
         await world.replicas[leader].hand_over()
         await world.stop("rank2")
-        await world.ranks[2].lease.release()
+        await world.ranks[2].held.release()
         world.rank(2, incarnation=2)
         again = await world.members(0, 1, 2, 3)
         assert again.fence > lost.fence

@@ -12,11 +12,9 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,16 +22,19 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import psutil
 
-from controlplane.etcd import EtcdClient, EtcdError, LoopLease, Watch
-from schemas.codec import decode, encode
+from controlplane.etcd import EtcdClient, EtcdError, LoopLease
+from schemas.codec import decode
 from schemas.config import EtcdConfig
 from schemas.keys import Keys
-from schemas.records import Ack, EpochRecord, FaultReport, LeaderRecord, Registration, Suspicion
-from schemas.vocabulary import Evidence
+from schemas.records import LeaderRecord
+from tools.benchmarks.provenance import provenance
+from tools.control_rig import BareRank, ReplicaProcess
 from tools.etcd.local import LocalEtcd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from schemas.records import EpochRecord
 
 WORKERS_PER_CLIENT = 32
 DEADLINE_S = 60.0
@@ -62,95 +63,21 @@ class Seen:
             await self.changed.wait_for(what)
 
 
-class Worker:
-    """One simulated rank."""
+class Worker(BareRank):
+    """One simulated rank; leases are shared, so it never loses its registration while it plays dead."""
 
     def __init__(self, etcd: EtcdClient, keys: Keys, rank: int, lease: int, seen: Seen) -> None:
-        self._etcd, self._keys, self.rank, self._lease, self._seen = etcd, keys, rank, lease, seen
-        self.incarnation = 1
+        super().__init__(etcd, keys, rank, host=f"host{rank // 8}")
+        self.lease, self._seen = lease, seen
 
-    async def register(self) -> None:
-        """Be ready."""
-        registration = Registration(
-            rank=self.rank,
-            incarnation=self.incarnation,
-            host=f"host{self.rank // 8}",
-            slots=4,
-            layers=2,
-            experts=8,
-            expert_bytes=1,
-            model="bench",
-            checkpoint="sum",
-            ready=True,
-        )
-        await self._etcd.put(self._keys.rank(self.rank), encode(registration), lease=self._lease)
-
-    async def follow(self) -> None:
-        """Acknowledge whatever is asked."""
-        async with aclosing(Watch(self._etcd, self._keys.epoch).changes()) as changes:
-            async for change in changes:
-                for event in change.events:
-                    if event.item.value:
-                        record = decode(event.item.value, EpochRecord, key=event.key)
-                        await self._seen.note(self.rank, record)
-                        await self._acknowledge(record)
-
-    async def _acknowledge(self, record: EpochRecord) -> None:
-        versions = [record.committed, *([record.preparing] if record.preparing else [])]
-        named = any(m.rank == self.rank and m.incarnation == self.incarnation for v in versions for m in v.members)
-        if not named:
-            return
-        version = versions[-1]
-        ack = Ack(
-            rank=self.rank,
-            incarnation=self.incarnation,
-            epoch=version.epoch,
-            prepared=True,
-            activated=record.preparing is None,
-        )
-        await self._etcd.put(self._keys.ack(version.epoch, self.rank), encode(ack), lease=self._lease)
+    async def heard(self, record: EpochRecord) -> None:
+        """Note the delivery, then acknowledge."""
+        await self._seen.note(self.rank, record)
+        await super().heard(record)
 
     async def die(self) -> int:
         """Report the own engine's death; the time just before it was sent."""
-        report = FaultReport(
-            reporter=self.rank,
-            incarnation=self.incarnation,
-            epoch=0,
-            suspicions=(Suspicion(self.rank, self.incarnation, Evidence.DEAD, "bench"),),
-        )
-        began = time.time_ns()
-        await self._etcd.put(self._keys.report(self.rank), encode(report), lease=self._lease)
-        return began
-
-
-@dataclass
-class Replica:
-    """A real control-plane process."""
-
-    name: str
-    config: Path
-    process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        """Start it."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "controlplane",
-            "--config",
-            str(self.config),
-            "--replica",
-            self.name,
-            "--log-level",
-            "ERROR",
-        )
-
-    async def end(self, number: signal.Signals) -> None:
-        """Signal it and wait for its end."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(number)
-            async with asyncio.timeout(20):
-                await self.process.wait()
+        return await self.report(self.rank, incarnation=self.incarnation)
 
 
 class Bench:
@@ -162,21 +89,17 @@ class Bench:
         self.config = EtcdConfig(endpoints=endpoints)
         self.seen = Seen()
         self.workers: list[Worker] = []
-        self.replicas = [Replica(name, self._file(folder, name)) for name in ("one", "two")]
+        self.replicas = [self._replica(folder, name) for name in ("one", "two")]
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _file(self, folder: Path, name: str) -> Path:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+    def _replica(self, folder: Path, name: str) -> ReplicaProcess:
         endpoints = ", ".join(f'"{endpoint}"' for endpoint in self.config.endpoints)
-        path = folder / f"{self.keys.instance}-{name}.toml"
-        path.write_text(
+        toml = (
             f'[instance]\nname = "{self.keys.instance}"\n[etcd]\nendpoints = [{endpoints}]\n'
-            f"[policy]\nranks = {min(self.size, 128)}\nflap_limit = 1000000\nbackoff_s = 0.001\n"
-            f"form_wait_s = 20.0\n[controlplane]\nport = {port}\n"
+            f"[policy]\nranks = {min(self.size, 128)}\nflap_limit = 1000000\nbackoff_s = 0.001\nform_wait_s = 20.0"
         )
-        return path
+        return ReplicaProcess(folder, name, toml)
 
     async def __aenter__(self) -> Self:
         for first in range(0, self.size, WORKERS_PER_CLIENT):
@@ -197,7 +120,7 @@ class Bench:
 
     async def __aexit__(self, *_: object) -> None:
         for replica in self.replicas:
-            await replica.end(signal.SIGKILL)
+            await replica.stop(signal.SIGKILL)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -237,7 +160,7 @@ class Bench:
             "event_to_last_delivery_ms": (max(at.values()) - began) / 1e6,
         }
 
-    async def leader(self) -> Replica:
+    async def leader(self) -> ReplicaProcess:
         """The replica that leads."""
         while True:
             items = (await self.etcd.get(self.keys.election)).items
@@ -350,16 +273,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--etcd", type=int, nargs="*", default=[1, 3], help="members of etcd")
     parser.add_argument("--successions", type=int, default=5, help="leaders killed, and hand-overs, at 32 workers")
     options = parser.parse_args(argv)
-    result: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
+    result: dict[str, Any] = {**provenance("tools/bench control"), "runs": runs}
     with tempfile.TemporaryDirectory() as folder:
         for members in options.etcd:
             with LocalEtcd(members=members) as local:
                 for workers in options.workers:
                     successions = options.successions if workers == 32 else 0
                     found = asyncio.run(measure(local, workers, Path(folder), successions=successions))
-                    result[f"etcd{members}/workers{workers}"] = found
+                    runs[f"etcd{members}/workers{workers}"] = found
                     print(f"etcd {members}, {workers} workers: {json.dumps(found)}", flush=True)
-    missed = misses(result)
+    missed = misses(runs)
     result["missed"] = missed
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -368,12 +292,12 @@ def main(argv: list[str]) -> int:
     return int(bool(missed))
 
 
-def misses(result: dict[str, Any]) -> list[str]:
+def misses(runs: dict[str, Any]) -> list[str]:
     """Targets that were not met, with the figures."""
     targets = {"commit_to_last_delivery_ms": ("p99", 50), "kill_leader_ms": ("p50", 1000), "hand_over_ms": ("p50", 300)}
     return [
         f"{where}: {name} {which} {found[name][which]} ms, target {limit} ms"
-        for where, found in result.items()
+        for where, found in runs.items()
         if where.endswith("workers32")
         for name, (which, limit) in targets.items()
         if name in found and found[name][which] > limit
