@@ -204,6 +204,8 @@ class ReceiveWait(Record, frozen=True, kw_only=True):
     epoch: Epoch
     share: tuple[float, ...] = ()
     """Part of the time since the row before that this rank waited for each rank's rows, 0 … 1."""
+    running: int = 0
+    """Requests that it was generating for itself: who has more to do is waited for without being slow."""
 
 
 class ExpertLoad(Record, frozen=True, kw_only=True):

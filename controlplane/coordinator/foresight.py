@@ -94,7 +94,7 @@ def _basis(state: State) -> tuple[object, ...]:
 def _trouble(state: State) -> int:
     """Counts up while some rank had trouble with its checkpoint, which wears off with time; else 0."""
     retry = max(int(state.spec.source_retry_s * SECOND), 1)
-    return state.now // retry if any(ack.missing for ack in state.acks.values()) else 0
+    return state.now // retry if state.failed_loads else 0
 
 
 def _losses(state: State) -> Iterator[tuple[str, frozenset[Rank]]]:

@@ -172,11 +172,10 @@ def can_read_disk(state: State, rank: Rank) -> bool:
         return False
     registered = state.revisions.get((Kind.RANK, rank), 0)
     return not any(
-        ack.missing
-        and ack.rank == rank
+        ack.rank == rank
         and state.revisions.get((Kind.ACK, name), 0) > registered
         and state.now < ack.finished_unix_ns + int(state.spec.source_retry_s * SECOND)
-        for name, ack in state.acks.items()
+        for name, ack in state.failed_loads.items()
     )
 
 

@@ -12,13 +12,16 @@ from statistics import median, median_low
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from controlplane.coordinator.state import State
     from schemas.vocabulary import Rank
 
 FEWEST_REPORTERS = 2
 """Of two ranks each waits for the other: nobody can tell who is slow."""
+BUSIER = 1.25
+"""A rank with more requests than this many times the others' median is busy, not slow: attention is not shared out, so
+its peers wait for it in every layer."""
 WORTH_A_CHANGE = 0.1
 """A speed that differs by less from what is planned with is not worth a flip."""
 
@@ -50,7 +53,13 @@ def paces(state: State) -> Mapping[Rank, Pace]:
     return {
         rank: Pace(waited_for=_beyond(columns, rank), waiting=_beyond(idle, rank))
         for rank in columns.keys() & rows.keys()
+        if not _busier(state, rank, rows.keys())
     }
+
+
+def _busier(state: State, rank: Rank, reporters: Iterable[Rank]) -> bool:
+    running = {reporter: median(row.running for row in state.waits[reporter]) for reporter in reporters}
+    return running[rank] > BUSIER * median([other for peer, other in running.items() if peer != rank])
 
 
 def _beyond(table: Mapping[Rank, float], rank: Rank) -> float:

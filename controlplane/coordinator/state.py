@@ -162,6 +162,11 @@ class State:
         preparing = self.record.preparing if self.record else None
         return {member.rank: member.incarnation for member in preparing.members} if preparing else {}
 
+    @cached_property
+    def failed_loads(self) -> dict[tuple[Epoch, Rank], Ack]:
+        """Acknowledgements that name something which no source could give."""
+        return {name: ack for name, ack in self.acks.items() if ack.missing}
+
     @property
     def next_epoch(self) -> Epoch:
         """The first number that was never used."""

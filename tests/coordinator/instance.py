@@ -171,11 +171,11 @@ class Instance:
         )
         self.put(Kind.REPORT, reporter, report)
 
-    def waits(self, rank: int, **share: float) -> None:
+    def waits(self, rank: int, *, running: int = 4, **share: float) -> None:
         """One row of the matrix: ``_2=0.5`` says that ``rank`` spent half of its time waiting for rank 2."""
         row = [share.get(f"_{peer}", 0.01) if peer != rank else 0.0 for peer in range(max(self.members) + 1)]
         incarnation = self.state.registrations[rank].incarnation
-        wait = ReceiveWait(rank=rank, incarnation=incarnation, epoch=self.epoch, share=tuple(row))
+        wait = ReceiveWait(rank=rank, incarnation=incarnation, epoch=self.epoch, share=tuple(row), running=running)
         self.put(Kind.WAIT, rank, wait)
 
     def ask(self, kind: str, *ranks: int, id: str = "", **more: Any) -> str:  # noqa: A002

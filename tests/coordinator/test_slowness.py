@@ -83,6 +83,16 @@ def test_what_everybody_waits_for_everybody_is_nobodys_fault():
     assert [view.slow for view in instance.state.status.ranks] == [1.0] * 4
 
 
+@pytest.mark.parametrize(("mine", "others", "judged"), [(1, 0, False), (6, 4, False), (4, 4, True), (5, 4, True)])
+def test_a_rank_with_more_requests_than_the_others_is_busy_not_slow(mine, others, judged):
+    instance = formed()
+    for _ in range(4):
+        for rank in instance.members:
+            instance.waits(rank, running=mine if rank == 2 else others, **({"_2": 0.5} if rank != 2 else {}))
+        instance.elapse(EVERY_S)
+    assert (instance.state.view(2).slow < 1.0) is judged
+
+
 def test_of_two_ranks_nobody_can_tell_who_is_slow():
     instance = formed(2)
     all_wait(instance, 1, 0.9, rows=6)

@@ -38,4 +38,6 @@ def receive_wait(hello: Hello, status: EngineStatus, *, before: Reading, now: Re
         return None
     exchanges = (now.step - before.step) * (2 * hello.layers + 1)
     share = tuple(round(min(us * 1e-6 * exchanges / seconds, 1.0), 3) for us in status.receive_wait_us)
-    return ReceiveWait(rank=hello.rank, incarnation=hello.incarnation, epoch=now.epoch, share=share)
+    return ReceiveWait(
+        rank=hello.rank, incarnation=hello.incarnation, epoch=now.epoch, share=share, running=status.running
+    )
