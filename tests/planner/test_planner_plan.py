@@ -171,3 +171,12 @@ def test_every_plan_keeps_its_promise_or_is_refused_for_want_of_slots(instance, 
     assert_sound(answer.placement, topology)
     assert answer.explanation.exposed == 0
     assert (imbalance(answer.placement, load, topology) >= 1 - 1e-9).all()
+
+
+def test_few_slots_on_what_a_loss_leaves_of_many_ranks_are_planned_evenly():
+    topology, demand = Topology.uniform(ranks=64, slots=2).without(range(5)), lognormal(layers=2, experts=48)
+
+    answer = plan(topology, demand)
+
+    assert_sound(answer.placement, topology)
+    assert answer.explanation.balance.worst < 1.01

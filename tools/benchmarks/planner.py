@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tools.benchmarks.placement import cases, plots, verdict
+from tools.benchmarks.placement import plots, suite, verdict
 
 
 def main(argv: list[str]) -> int:
@@ -28,10 +28,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="two shapes, two loads, a short day")
     options = parser.parse_args(argv)
     result: dict[str, Any] = {"run": about(["tools/bench planner", *(Path(word).name for word in argv)])}
-    result |= cases.measure(seed=options.seed, quick=options.quick)
+    result |= suite.measure(seed=options.seed, quick=options.quick)
     result["verdict"] = [line.as_dict() for line in verdict.judge(result)]
     for line in result["verdict"]:
         print(f"{'ok  ' if line['met'] else 'MISS'} {line['target']}: {line['measured']}")
+        for case in (*line["missed"], *line["infeasible"]):
+            print(f"       {case}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.plots:

@@ -18,8 +18,9 @@ struct Piece {
 std::vector<int> across_hosts(const Ranks& ranks) {
   std::vector<int> order, turn(ranks.count, 0), seen(ranks.count, 0);
   for (int r = 0; r < ranks.count; ++r) {
+    if (ranks.capacity[r] == 0) continue;  // a rank that is gone is on no host: its number is −1
     turn[r] = seen[ranks.host[r]]++;
-    if (ranks.capacity[r] > 0) order.push_back(r);
+    order.push_back(r);
   }
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return turn[a] < turn[b]; });
   return order;

@@ -8,9 +8,6 @@ namespace planner {
 
 namespace {
 
-constexpr double kSearching = 5e-4;  // of the ideal pressure: how exactly loads are split while looking for moves
-constexpr double kWorthwhile = 1e-6;   // of the energy of one rank at the ideal pressure
-constexpr int kSweeps = 8;             // over all exchanges that cost nothing; most end after two or three
 constexpr int kHottest = 3;  // ranks whose experts are candidates for another copy, most pressed first
 
 class Improver {
@@ -29,45 +26,7 @@ class Improver {
     return move_;
   }
 
-  // Sweeps over all exchanges that write nothing more, wherever they are: what the most pressed ranks cannot exchange
-  // with each other they often can after others have.
-  void polish() {
-    for (int sweep = 0; sweep < kSweeps && layer_.worst() > layer_.ideal() * (1 + effort_.tolerance); ++sweep) {
-      bool changed = false;
-      for (int b = 0; b < ranks_.slots(); ++b) {
-        if (!layer_.written(b)) continue;
-        for (int a = b + 1; a < ranks_.slots(); ++a)
-          if (layer_.written(a)) changed |= settle_pair(a, b);
-        if (!layer_.written(b)) continue;
-        // Another copy may be the one that makes room: the expert stays here, and what was to be written goes there.
-        const int back = layer_.resident[b];
-        if (back == kNone) continue;
-        for (int a = layer_.first(back); a != kNone; a = layer_.next(a)) {
-          if (layer_.written(a) || !settle_pair(a, b)) continue;
-          changed = true;
-          break;
-        }
-      }
-      layer_.settle(kSearching);
-      if (!changed) return;
-    }
-  }
-
  private:
-  bool settle_pair(int a, int b) {
-    const int ra = ranks_.rank(a), rb = ranks_.rank(b);
-    if (ra == rb || layer_.fixed[a] || layer_.fixed[b]) return false;
-    const int one = layer_.expert(a), other = layer_.expert(b);
-    const double delta = layer_.share(a) - layer_.share(b);
-    const double gain = energy(layer_.load(ra), ranks_.speed[ra]) - energy(layer_.load(ra) - delta, ranks_.speed[ra]) +
-                        energy(layer_.load(rb), ranks_.speed[rb]) - energy(layer_.load(rb) + delta, ranks_.speed[rb]);
-    if (gain <= kWorthwhile * energy(layer_)) return false;
-    if (layer_.holds(ra, other) || layer_.holds(rb, one)) return false;
-    if (!spreads(one, a, rb) || !spreads(other, b, ra)) return false;
-    layer_.swap(a, b);
-    return true;
-  }
-
   struct Victim {
     int slot = kNone;
     double harm = 0;  // energy lost by giving it up
@@ -154,7 +113,7 @@ class Improver {
   // An expert that has to be loaded somewhere may as well be loaded elsewhere: the slot keeps what it has.
   void shift(int from, int expert, const Victim& victim, int cost) {
     const int back = layer_.resident[from], source = ranks_.rank(from), target = ranks_.rank(victim.slot);
-    if (!spreads(expert, from, target)) return;
+    if (!spreads(layer_, expert, from, target)) return;
     if (back != kNone && (layer_.holds(source, back) || layer_.expert(victim.slot) == back)) return;
     const double demand = layer_.share(from);
     const double gain = energy(layer_.load(source), ranks_.speed[source]) -
@@ -187,7 +146,7 @@ class Improver {
     if (gain <= kWorthwhile * energy(layer_)) return;
     const int cost = (layer_.resident[h] != other) + (layer_.resident[s] != e) - layer_.written(h) - layer_.written(s);
     if (cost > (effort_.relocate ? budget : 0) && !effort_.anything) return;
-    if (!better(gain, cost) || !spreads(e, h, rank) || !spreads(other, s, hot)) return;
+    if (!better(gain, cost) || !spreads(layer_, e, h, rank) || !spreads(layer_, other, s, hot)) return;
     move_ = {Move::Kind::kSwap, gain, cost, h, s, e};
   }
 
@@ -196,15 +155,6 @@ class Improver {
     if (gain <= 0) return false;
     if (effort_.anything) return gain > move_.gain;
     return gain * std::max<double>(move_.cost, 0.5) > move_.gain * std::max<double>(cost, 0.5);
-  }
-
-  // Whether an expert that leaves `slot` for `rank` is still in as many failure domains as before, up to the target.
-  bool spreads(int expert, int slot, int rank) const {
-    const int target = ranks_.copies;
-    if (target < 2 || layer_.copies(expert) < 2) return true;
-    const int without = layer_.domains(expert, slot);
-    if (without >= target) return true;
-    return without + !layer_.in_domain(expert, ranks_.domain[rank], slot) >= layer_.domains(expert);
   }
 
   Layer& layer_;
@@ -248,7 +198,7 @@ void improve(Layer& layer, const Effort& effort, Frontier* frontier) {
   };
   Improver improver(layer, effort);
   if (!effort.anything) {
-    improver.polish();
+    polish(layer, effort.tolerance);
     lowest = layer.worst();
     best = layer;
   }
@@ -260,6 +210,7 @@ void improve(Layer& layer, const Effort& effort, Frontier* frontier) {
     if (move.kind == Move::Kind::kNothing || move.gain <= kWorthwhile * energy(layer)) break;
     apply(layer, move);
     layer.settle(kSearching);
+    if (frontier != nullptr) polish(layer, effort.tolerance);
     spent += move.cost;
     const double worst = layer.worst();
     if (worst < lowest * (1 - 1e-6)) {

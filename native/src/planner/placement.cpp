@@ -14,6 +14,8 @@ namespace {
 constexpr double kExact = 2e-5;  // of the ideal pressure; the routing weights resolve about 1e-3
 constexpr double kPrepared = 2e-4;  // … of plans that are made ahead
 constexpr int kNoLimit = 1 << 28;
+constexpr int kRounds = 4;  // in which a budget is spent
+constexpr int kThorough = 40;  // patience where an expert split in two takes a chain of changes before the worst rank gains
 constexpr double kContingencyTolerance = 5e-3;  // hundreds of plans are made ahead; most are never used
 
 bool pinned(const Ranks& ranks, const Live& live, int layer, int rank, int expert) {
@@ -174,6 +176,7 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
     }
     result.uncovered = pack(layer);
     effort.anything = true;
+    effort.patience = kThorough;
     effort.budget = kNoLimit;
     improve(layer, effort);
     return result;
@@ -194,10 +197,35 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
     if (stages.fill) fill(layer, kNoLimit);
     return result;
   }
-  if (stages.budget == 0) return result;
-  effort.budget = std::max(0, static_cast<int>(std::min<long long>(stages.budget, 2LL * (part + 2))) - result.survived);
-  improve(layer, effort, &result.frontier);
+  if (stages.budget > 0) refine(layer, stages.tolerance);
   return result;
+}
+
+// Spends writes on balance, a part at a time: what a layer gains from its part shows only when it has been refined.
+// Returns what is left.
+long long spend(std::vector<Draft>& drafts, const Stages& stages, long long budget, int threads) {
+  const int layers = static_cast<int>(std::ssize(drafts));
+  for (int round = 0; round < kRounds && budget > 0; ++round) {
+    const long long part = (budget + kRounds - round - 1) / (kRounds - round);
+    Effort effort;
+    effort.tolerance = stages.tolerance;
+    effort.relocate = stages.relocate;
+    effort.budget = static_cast<int>(std::min(part, 2 * (stages.budget / layers + 2)));
+    effort.patience = kThorough;
+    parallel(layers, threads, [&](int l) {
+      drafts[l].frontier = {};
+      Layer ahead = drafts[l].layer.front();
+      improve(ahead, effort, &drafts[l].frontier);
+    });
+    const std::vector<int> taken = allot(drafts, part);
+    parallel(layers, threads, [&](int l) {
+      if (taken[l] == 0) return;
+      drafts[l].layer.front() = drafts[l].frontier.states[taken[l]];
+      refine(drafts[l].layer.front(), stages.tolerance);
+    });
+    for (const int writes : taken) budget -= writes;
+  }
+  return budget;
 }
 
 }  // namespace
@@ -206,19 +234,16 @@ Outcome evolve(const Ranks& ranks, const Live& live, const Stages& stages, Table
   std::vector<Draft> drafts(live.layers);
   parallel(live.layers, threads, [&](int l) { drafts[l] = draft(ranks, live, stages, l); });
   const bool bounded = !stages.scratch && stages.improve && stages.budget > 0;
-  std::vector<int> taken(live.layers, 0);
-  long long left = stages.budget;
   if (bounded) {
+    long long left = stages.budget;
     for (const Draft& d : drafts) left -= d.survived;
-    taken = allot(drafts, left);
-    for (const int writes : taken) left -= writes;
-  }
-  if (bounded && stages.fill) {  // in layer order: what is left is too little to be worth sharing out
-    for (int l = 0; l < live.layers; ++l) left -= fill(drafts[l].frontier.states[taken[l]], static_cast<int>(left));
+    left = spend(drafts, stages, left, threads);
+    if (stages.fill)  // in layer order: what is left is too little to be worth sharing out
+      for (Draft& d : drafts) left -= fill(d.layer.front(), static_cast<int>(left));
   }
   Outcome outcome = empty_outcome(live.layers);
   parallel(live.layers, threads, [&](int l) {
-    Layer& layer = bounded ? drafts[l].frontier.states[taken[l]] : drafts[l].layer.front();
+    Layer& layer = drafts[l].layer.front();
     if (stages.scratch) keep_in_place(layer);
     layer.settle(kExact);
     const std::size_t at = static_cast<std::size_t>(l) * ranks.slots();

@@ -47,6 +47,19 @@ struct Frontier {
 // exchanging slots that are to be written anyway.
 void improve(Layer& layer, const Effort& effort, Frontier* frontier = nullptr);
 
+inline constexpr double kSearching = 5e-4;   // of the ideal pressure: how exactly loads are split while looking
+inline constexpr double kWorthwhile = 1e-6;  // of the energy of one rank at the ideal pressure
+
+// Sweeps over all exchanges that write nothing more, wherever they are: what the most pressed ranks cannot exchange
+// with each other they often can after others have.
+void polish(Layer& layer, double tolerance);
+
+// Looks further for as many writes: disturbs the best state a little, polishes it, keeps it if the worst pressure fell.
+void refine(Layer& layer, double tolerance);
+
+// Whether an expert that leaves `slot` for `rank` is still in as many failure domains as before, up to the target.
+bool spreads(const Layer& layer, int expert, int slot, int rank);
+
 // Whether the copy may go: the expert keeps another one, and (when `strict`) no failure domain it needs.
 bool removable(const Layer& layer, int slot, bool strict);
 

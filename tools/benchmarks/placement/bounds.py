@@ -1,4 +1,4 @@
-"""Lower bounds by HiGHS, and the integer one: what the planner's results are divided by."""
+"""Lower bounds by HiGHS: what the planner's results are divided by."""
 
 from __future__ import annotations
 
@@ -45,27 +45,6 @@ def _slots_lp(load: npt.NDArray[np.float64], slots: int, speed: npt.NDArray[np.f
     if answer.status:
         raise RuntimeError(f"HiGHS: {answer.message}")
     return float(1 / answer.x[-1])
-
-
-def slots_integer(load: npt.NDArray[np.float64], topology: Topology) -> npt.NDArray[np.float64]:
-    """[layers] the same with whole copies: an expert of load w needs ⌈w / pressure⌉ slots."""
-    speed = topology.speed[topology.capacity > 0]
-    mean = load.sum(axis=1) / speed.sum()
-    scaled = load / (mean * speed.max())[:, None]
-    low, high = np.ones(len(load)), np.maximum(1.0, scaled.max(axis=1))
-
-    def fits(level: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        need = np.maximum(1, np.ceil(scaled / level[:, None] - 1e-9)).sum(axis=1)
-        enough: npt.NDArray[np.bool_] = need <= topology.slots
-        return enough
-
-    even = fits(low)
-    for _ in range(40):
-        middle = (low + high) / 2
-        good = fits(middle)
-        high, low = np.where(good, middle, high), np.where(good, low, middle)
-    bound: npt.NDArray[np.float64] = np.where(even, 1.0, low)
-    return bound
 
 
 def split_lp(placement: Placement, load: npt.NDArray[np.float64], topology: Topology, layer: int) -> float:

@@ -71,7 +71,7 @@ def _points(axis: Axes, rows: list[dict[str, Any]]) -> None:
         ("ours", "ours", OURS, "o", 0.0),
     ):
         axis.plot([x + shift for x in where], [row[key]["worst"] for row in rows], marker, color=colour, label=label)
-    bound = [max(row["lp_bound"]["worst"], row["integer_bound"]["worst"]) for row in rows]
+    bound = [max(row["lp_bound"]["worst"], row["whole_bound"]["worst"]) for row in rows]
     axis.plot(where, bound, "_", color=BOUND, markersize=18, markeredgewidth=2, label="lower bound")
     axis.set_yscale("log")
     ticks = [1, 1.25, 1.5, 2, 3, 4]

@@ -1,0 +1,157 @@
+// Changes that write no slot more than are written already.
+#include <random>
+#include <vector>
+
+#include "energy.hpp"
+#include "search.hpp"
+
+namespace planner {
+
+namespace {
+
+constexpr int kSweeps = 8;   // most end after two or three
+constexpr int kTries = 24;   // disturbances of one layer; the first dozen gives most of what there is to be had
+constexpr int kKicks = 3;    // changes in one disturbance: fewer are undone by the next sweep
+
+class Polisher {
+ public:
+  Polisher(Layer& layer, double tolerance) : layer_(layer), ranks_(layer.ranks()), tolerance_(tolerance) {}
+
+  void run() {
+    for (int sweep = 0; sweep < kSweeps && layer_.worst() > layer_.ideal() * (1 + tolerance_); ++sweep) {
+      const bool changed = exchange_all();
+      layer_.settle(kSearching);
+      if (!changed) return;
+    }
+  }
+
+  void search() {
+    layer_.settle(kSearching);
+    Layer best = layer_;
+    double lowest = layer_.worst();
+    std::minstd_rand random;  // the same for every layer: equal arguments give equal bytes
+    for (int n = 0; n < kTries && lowest > layer_.ideal() * (1 + tolerance_); ++n) {
+      for (int kick = 0; kick < kKicks; ++kick) disturb(random);
+      layer_.settle(kSearching);
+      run();
+      if (layer_.worst() < lowest * (1 - 1e-6)) {
+        lowest = layer_.worst();
+        best = layer_;
+      } else {
+        layer_ = best;
+      }
+    }
+    layer_ = best;
+  }
+
+ private:
+  bool exchange_all() {
+    bool changed = false;
+    for (int b = 0; b < ranks_.slots(); ++b) {
+      if (!layer_.written(b)) continue;
+      for (int a = b + 1; a < ranks_.slots(); ++a)
+        if (layer_.written(a)) changed |= exchange(a, b);
+      if (layer_.written(b)) changed |= give_back(b) || send_on(b);
+    }
+    return changed;
+  }
+
+  bool exchange(int a, int b) {
+    const int ra = ranks_.rank(a), rb = ranks_.rank(b);
+    const double delta = layer_.share(a) - layer_.share(b);
+    const double gain = saved(ra, -delta) + saved(rb, delta);
+    if (gain <= kWorthwhile * energy(layer_) || !exchangeable(a, b)) return false;
+    layer_.swap(a, b);
+    return true;
+  }
+
+  bool exchangeable(int a, int b) const {
+    const int ra = ranks_.rank(a), rb = ranks_.rank(b);
+    if (ra == rb || layer_.fixed[a] || layer_.fixed[b]) return false;
+    const int one = layer_.expert(a), other = layer_.expert(b);
+    return !layer_.holds(ra, other) && !layer_.holds(rb, one) && spreads(layer_, one, a, rb) &&
+           spreads(layer_, other, b, ra);
+  }
+
+  // Another copy of what the slot had may be the one that makes room: then the slot keeps what it had.
+  bool give_back(int b) {
+    const int back = layer_.resident[b];
+    if (back == kNone) return false;
+    for (int a = layer_.first(back); a != kNone; a = layer_.next(a))
+      if (!layer_.written(a) && exchange(a, b)) return true;
+    return false;
+  }
+
+  // A copy of something else may be: the expert is loaded there instead, and the slot keeps what it had.
+  bool send_on(int from) {
+    for (int to = 0; to < ranks_.slots(); ++to) {
+      if (!sendable(from, to)) continue;
+      const double demand = layer_.share(from), given = layer_.share(to);
+      const double gain = saved(ranks_.rank(from), -demand) + saved(ranks_.rank(to), demand - given) -
+                          displaced(layer_, to);
+      if (gain <= kWorthwhile * energy(layer_)) continue;
+      send(from, to);
+      return true;
+    }
+    return false;
+  }
+
+  bool sendable(int from, int to) const {
+    if (!ranks_.usable(to) || layer_.written(to) || layer_.expert(to) == kNone || layer_.fixed[from]) return false;
+    const int expert = layer_.expert(from), back = layer_.resident[from];
+    const int source = ranks_.rank(from), target = ranks_.rank(to);
+    if (source == target || layer_.copies(expert) != 1 || !removable(layer_, to, true)) return false;
+    return back == kNone || (!layer_.holds(source, back) && layer_.expert(to) != back);
+  }
+
+  void send(int from, int to) {
+    const int back = layer_.resident[from];
+    put(layer_, to, layer_.expert(from));
+    layer_.drop(from);
+    if (back == kNone) return;
+    layer_.hold(from, back);
+    layer_.level(back);
+  }
+
+  void disturb(std::minstd_rand& random) {
+    std::vector<int> written;
+    for (int s = 0; s < ranks_.slots(); ++s)
+      if (layer_.written(s)) written.push_back(s);
+    if (written.empty()) return;
+    const int from = written[random() % written.size()];
+    if (random() % 2 == 0) {
+      const int other = written[random() % written.size()];
+      if (exchangeable(from, other)) layer_.swap(from, other);
+      return;
+    }
+    std::vector<int> targets;
+    for (int s = 0; s < ranks_.slots(); ++s)
+      if (sendable(from, s)) targets.push_back(s);
+    if (!targets.empty()) send(from, targets[random() % targets.size()]);
+  }
+
+  // Energy that a rank saves when its load changes by `delta`.
+  double saved(int rank, double delta) const {
+    return energy(layer_.load(rank), ranks_.speed[rank]) - energy(layer_.load(rank) + delta, ranks_.speed[rank]);
+  }
+
+  Layer& layer_;
+  const Ranks& ranks_;
+  double tolerance_;
+};
+
+}  // namespace
+
+bool spreads(const Layer& layer, int expert, int slot, int rank) {
+  const Ranks& ranks = layer.ranks();
+  if (ranks.copies < 2 || layer.copies(expert) < 2) return true;
+  const int without = layer.domains(expert, slot);
+  if (without >= ranks.copies) return true;
+  return without + !layer.in_domain(expert, ranks.domain[rank], slot) >= layer.domains(expert);
+}
+
+void polish(Layer& layer, double tolerance) { Polisher(layer, tolerance).run(); }
+
+void refine(Layer& layer, double tolerance) { Polisher(layer, tolerance).search(); }
+
+}  // namespace planner
