@@ -148,7 +148,7 @@ class Rig:
         )
 
     def enter_epoch(self, epoch: int, active: Iterable[int]) -> None:
-        """Stage and activate a table on every active rank: the next sync crosses."""
+        """Stage and activate a table on every active rank, between steps."""
         members = sorted(active)
         table = self.sizes.table(epoch=epoch, active=members, incarnations=self.incarnations)
         for rank in members:

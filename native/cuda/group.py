@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from native._native import Status
+from native.cuda.doorbell import Doorbell, ring
 from native.cuda.module import OperationError, module
 from native.cuda.vocabulary import RECEIVE, SEND, CudaSyncResult, Layout, Row, Wire
-from native.cuda.watch import Watcher
 
 if TYPE_CHECKING:
-    from native import Table, _cuda
-    from native.cuda.vocabulary import ControlLike, ShapeLike
+    import numpy.typing as npt
+
+    from native import ControlBlock, SyncRow, Table, _cuda
+    from native.cuda.vocabulary import ShapeLike
+
+_COMPUTE_S: Final = 60.0
+"""More than any forward step takes, kernels compiled on first use included."""
+_LOOK_S: Final = 2e-5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +37,7 @@ class CudaDispatched:
     counts: Any
     """int32 [slots]: rows of each slot."""
     slots: Any
-    """int32 [capacity], pairs only."""
+    """int32 [capacity], pairs only; -1 for room that no row took."""
     weights: Any
     """float32 [capacity], pairs only."""
     origins: Any
@@ -42,7 +49,7 @@ class CudaDispatched:
         return int(self.counts.sum())
 
     @property
-    def status(self) -> int:
+    def status(self) -> Status:
         """Status of the step so far; read it after the stream is done."""
         return self.group.status
 
@@ -61,7 +68,7 @@ class CudaCombined:
     """uint8 [tokens]: contributions that are not in the sum."""
 
     @property
-    def status(self) -> int:
+    def status(self) -> Status:
         """Status of the step so far."""
         return self.group.status
 
@@ -83,7 +90,7 @@ class CudaGroup:
         rank: int,
         incarnation: int,
         shape: ShapeLike,
-        control: ControlLike | None = None,
+        control: ControlBlock | None = None,
         timeout_s: float = 1.0,
         hard_timeout_s: float = 30.0,
         fixed: bool = False,
@@ -94,7 +101,23 @@ class CudaGroup:
         blocks: int = 16,
         threads: int = 512,
     ) -> None:
-        """``blocks``: multiprocessors that one operation spreads over; ranks that share a device must fit it together.
+        """Allocate the inbox and start the heartbeat.
+
+        Args:
+            rank: below ``shape.max_ranks``.
+            incarnation: of this process, > 0; never used before by this rank.
+            shape: the same on every rank of an instance.
+            control: the block shared with the agent; without one nobody watches over this rank, and its beacon moves
+                only while its kernels wait (virtual ranks).
+            timeout_s: silence after which a peer whose beacon is frozen is suspected.
+            hard_timeout_s: no wait is longer.
+            fixed: the fixed-membership build of the same kernels, for measuring what elasticity costs.
+            fixed_ranks: of how many ranks.
+            device: CUDA's number of it.
+            wire: how rows travel.
+            layout: how a dispatch lays out what arrived.
+            blocks: multiprocessors that one operation spreads over; ranks that share a device must fit it together.
+            threads: of a block.
 
         Raises:
             CudaUnavailableError: no device, no driver, or no native module.
@@ -103,6 +126,7 @@ class CudaGroup:
         self.rank, self.incarnation, self.shape = rank, incarnation, shape
         self.device, self.wire, self.layout = device, wire, layout
         self.hard_timeout_s = hard_timeout_s
+        self._doorbell = Doorbell()
         self._native: _cuda.DeviceRank = module().DeviceRank(
             device=device,
             rank=rank,
@@ -119,13 +143,12 @@ class CudaGroup:
             threads=threads,
             fixed=fixed,
             fixed_ranks=fixed_ranks or shape.max_ranks,
+            control=control,
+            doorbell=self._doorbell.fd,
         )
         self.set_timeouts(timeout_s=timeout_s, hard_timeout_s=hard_timeout_s)
-        self._linked: dict[int, int] = {}
         self._doorbells: dict[int, int] = {}
-        self._doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._batch: tuple[Any, int] | None = None
-        self._watcher = Watcher(died=self._native.mark_dead, control=control, rank=self._native)
         self._allocate()
 
     def _allocate(self) -> None:
@@ -146,7 +169,7 @@ class CudaGroup:
         self._counts = torch.zeros(shape.max_slots + 1, dtype=torch.int32, device=where)
         pairs = int(np.prod(lead))
         self._origins = torch.empty(pairs, dtype=torch.int32, device=where)
-        self._pair_slots = torch.empty(pairs, dtype=torch.int32, device=where)
+        self._pair_slots = torch.full((pairs,), -1, dtype=torch.int32, device=where)
         self._pair_weights = torch.empty(pairs, dtype=torch.float32, device=where)
         self._missing = torch.zeros(shape.max_tokens, dtype=torch.uint8, device=where)
 
@@ -158,46 +181,38 @@ class CudaGroup:
     def renew_inbox(self, source: int) -> int:
         """Fence ``source``: fresh memory under its chunk's address; the new descriptor.
 
-        No kernel of this rank may be running that has ``source`` active: call it between steps.
-
         Raises:
-            ValueError: ``source`` is active in the running epoch and not suspected.
+            RuntimeError: ``source`` is active in the running epoch, and neither suspected nor known to be dead.
         """
-        if source in self._active and source not in self.suspects and self._native.running_epoch == self._epoch:
-            raise ValueError(f"source = {source}: active in epoch {self._epoch} and not suspected; exclude it first")
-        self._synchronize()
         return self._native.renew_inbox(source)
 
     def doorbell_fd(self) -> int:
-        """A duplicate of this rank's eventfd."""
-        return os.dup(self._doorbell)
+        """A duplicate of this rank's doorbell: readable when a peer begins a step or the agent has written."""
+        return os.dup(self._doorbell.fd)
 
     def connect(self, peer: int, *, incarnation: int, inbox_fd: int, doorbell_fd: int = -1, pid: int = 0) -> None:
-        """Map the chunk that ``peer`` gave us and watch its process (``pid`` 0: a virtual rank of this process)."""
-        self._native.connect(peer, inbox_fd)
-        self._native.clear_dead(peer)
+        """Map the chunk that ``peer`` gave us and watch its process (``pid`` 0: a virtual rank of this process).
+
+        Takes the descriptors over, also when it fails. A running epoch keeps the link it began with.
+        """
         self._drop_doorbell(peer)
-        self._linked[peer] = incarnation
         if doorbell_fd >= 0:
             self._doorbells[peer] = doorbell_fd
-        if pid:
-            self._watcher.watch(peer, pid)
+        self._native.connect(peer, incarnation=incarnation, descriptor=inbox_fd, pid=pid)
 
     def disconnect(self, peer: int) -> None:
-        """Unmap the peer's chunk; it must not be active in a running step."""
-        self._watcher.forget(peer)
+        """Forget a peer; a running epoch that counts on it keeps its link until the next one."""
         self._drop_doorbell(peer)
-        self._linked.pop(peer, None)
-        self._synchronize()
         self._native.disconnect(peer)
 
     def _drop_doorbell(self, peer: int) -> None:
+        self._doorbell.forget(peer)
         if (fd := self._doorbells.pop(peer, None)) is not None:
             os.close(fd)
 
     def linked(self) -> dict[int, int]:
         """Rank → incarnation of every connected peer."""
-        return dict(self._linked)
+        return self._native.linked()
 
     def link_address(self, peer: int) -> int:
         """Where the peer's chunk is mapped here: unchanged by whatever happens to other links."""
@@ -208,23 +223,22 @@ class CudaGroup:
         self._native.mark_dead(peer)
 
     # --- tables ---
-    _active: frozenset[int] = frozenset()
-    _epoch: int = 0
+    _members: frozenset[int] = frozenset()
     _staged: Table | None = None
 
     def stage(self, table: Table) -> None:
-        """Copy into the idle one of the two device tables."""
+        """Copy into the idle one of the two device tables. Replaces what was staged before."""
         self._native.stage(table)
         self._staged = table
 
     @property
     def staged_epoch(self) -> int:
-        """Epoch of the table in the idle buffer."""
+        """0: none."""
         return self._native.staged_epoch
 
     @property
     def epoch(self) -> int:
-        """Epoch of the last sync."""
+        """0 before the first."""
         return self._native.running_epoch
 
     @property
@@ -232,11 +246,24 @@ class CudaGroup:
         """Rounds since the epoch's start; waits for the device."""
         return self.counters()["round"]
 
-    def activate(self, epoch: int, *, at_step: int = 0) -> None:
-        """The staged table takes over at the next sync, or at this rank's sync ``at_step``: no driver call."""
-        self._native.activate(epoch, at_step=at_step)
+    def activate(self, epoch: int) -> None:
+        """Make the staged table current; syncs and rounds start again at 0. Only between steps.
+
+        Raises:
+            RuntimeError: it is not staged, or a member is not connected in the incarnation that the table names.
+            ValueError: it is not newer than the running epoch.
+        """
+        self._native.activate(epoch)
+        self._adopt()
+
+    def activate_at(self, epoch: int, *, step: int = 0) -> None:
+        """The same at this rank's sync ``step`` (over all epochs; 0: the next): a plain store, also under a graph."""
+        self._native.activate_at(epoch, at_step=step)
+        self._adopt()
+
+    def _adopt(self) -> None:
         if self._staged is not None:
-            self._active, self._epoch = frozenset(self._staged.active), epoch
+            self._members = frozenset(self._staged.active) - {self.rank}
 
     # --- words that running graphs read ---
     def set_timeouts(self, *, timeout_s: float, hard_timeout_s: float, min_polls: int = 1000) -> None:
@@ -253,9 +280,9 @@ class CudaGroup:
         self._native.fence()
 
     @property
-    def status(self) -> int:
-        """``native.Status`` of the latest step, as far as it has run."""
-        return self._native.status
+    def status(self) -> Status:
+        """Of the latest step, as far as it has run."""
+        return Status(self._native.status)
 
     @property
     def suspects(self) -> list[int]:
@@ -271,15 +298,20 @@ class CudaGroup:
 
     # --- steps ---
     def sync_arrived(self) -> bool:
-        """Whether a peer has rung; clears the doorbell."""
-        with suppress(BlockingIOError):
-            return os.eventfd_read(self._doorbell) > 0
-        return False
+        """Say whether a peer has begun the next step, or left this epoch: an idle rank must take part.
+
+        Clears the doorbell; after False a peer that begins will ring it, so the caller may sleep on it.
+        """
+        return self._doorbell.arrived(epoch=self.epoch, sync=self._native.next_sync, members=self._members)
 
     def ring(self) -> None:
-        """Wake every active peer that sleeps."""
-        for fd in self._doorbells.values():
-            os.eventfd_write(fd, 1)
+        """Tell every active peer that this rank begins its next step."""
+        self._ring(self.epoch, self._native.next_sync)
+
+    def _ring(self, epoch: int, sync: int) -> None:
+        for peer, fd in list(self._doorbells.items()):
+            if peer in self._members:
+                ring(fd, source=self.rank, epoch=epoch, sync=sync)
 
     def set_row(
         self, *, tokens: int, flags: int = 0, prepared_epoch: int = 0, committed_epoch: int = 0, user: int = 0
@@ -297,7 +329,7 @@ class CudaGroup:
         self._native.set_flip(flip)
         self._native.launch_sync(self._stream(stream))
 
-    def sync(self, row: Any, *, stream: Any = None) -> CudaSyncResult:
+    def sync(self, row: SyncRow, *, stream: Any = None) -> CudaSyncResult:
         """Exchange rows with every active rank and wait for the outcome. ``row`` has the fields of ``native.SyncRow``.
 
         Raises:
@@ -310,8 +342,9 @@ class CudaGroup:
             committed_epoch=row.committed_epoch,
             user=row.user,
         )
-        before = self._native.syncs_done
+        before, epoch, number = self._native.syncs_done, self.epoch, self._native.next_sync
         self.enqueue_sync(stream=stream)
+        self._ring(epoch, number)
         return self.wait_sync(after=before)
 
     @property
@@ -332,7 +365,9 @@ class CudaGroup:
             for rank in present
             for tokens, flags, prepared, committed, user in [self._native.row(rank)]
         ]
-        return CudaSyncResult(status=status, rows=rows, suspects=suspects)
+        if status != Status.OK:
+            self._native.publish_faults()
+        return CudaSyncResult(status=Status(status), rows=rows, suspects=suspects)
 
     def dispatch(
         self, layer: int, x: Any, topk_ids: Any, topk_weights: Any, *, stream: Any = None, phases: int = SEND | RECEIVE
@@ -403,7 +438,8 @@ class CudaGroup:
         y, out = _tensor(y), _tensor(out)
         ids, layer = self._batch
         tokens, topk = ids.shape
-        self._expect("y", y, torch.bfloat16, tuple(self._rows.shape))
+        room = y.shape[:1] if self.layout is Layout.PAIRS else self._rows.shape[:2]
+        self._expect("y", y, torch.bfloat16, (*room, self.shape.hidden))
         self._expect("out", out, torch.bfloat16, (tokens, self.shape.hidden))
         self._native.launch_combine(
             stream=self._stream(stream),
@@ -418,17 +454,40 @@ class CudaGroup:
             topk=topk,
             layer=layer,
             counts=self._counts.data_ptr(),
+            pair_slots=self._pair_slots.data_ptr() if self.layout is Layout.PAIRS else 0,
         )
         return CudaCombined(group=self, missing=self._missing[:tokens])
 
+    def settle(self, *, stream: Any = None) -> Status:
+        """Wait until everything of the step under way has run, and say how it ended.
+
+        Raises:
+            OperationError: it has not within the time that its waits may take; the device is stuck.
+        """
+        import torch  # noqa: PLC0415  # only where there is a device
+
+        done = torch.cuda.Event()
+        done.record(stream or torch.cuda.current_stream(self.device))
+        # A step that broke drains within one hard deadline; a whole one computes besides.
+        deadline = time.monotonic() + 2.0 * self.hard_timeout_s + _COMPUTE_S
+        while not done.query():
+            if time.monotonic() > deadline:
+                raise OperationError(
+                    f"step of rank {self.rank}: not over in time; the device is stuck, restart the rank"
+                )
+            time.sleep(_LOOK_S)
+        status = self.status
+        if status != Status.OK:
+            self._native.publish_faults()
+        return status
+
     def close(self) -> None:
-        """Wait for the device, stop watching and let go of every link."""
+        """Wait for the device and let go of every link."""
         self._synchronize()
-        self._watcher.stop()
         for peer in list(self._doorbells):
             self._drop_doorbell(peer)
-        os.close(self._doorbell)
-        del self._native
+        del self._native  # its heartbeat writes into the doorbell
+        self._doorbell.close()
 
     # --- introspection ---
     @property
@@ -436,8 +495,12 @@ class CudaGroup:
         """Shape of ``Dispatched.rows``, and of the ``y`` that ``combine`` takes."""
         return tuple(self._rows.shape)
 
+    def tokens_per_expert(self) -> npt.NDArray[np.float32]:
+        """float32 [layers, experts]: (token, k) pairs this rank has routed, halved every 1024 rounds of a layer."""
+        return self._native.loads()
+
     def counters(self) -> dict[str, int]:
-        """What the device counted: epoch, round, syncs, rounds that ended well or not, fault entries."""
+        """What the device counted: epoch, round, syncs, rounds that ended well or not, fault entries, masked pairs."""
         return self._native.counters()
 
     @property

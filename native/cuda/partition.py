@@ -43,7 +43,9 @@ class Partition:
 
 
 def link_all(groups: Sequence[CudaGroup]) -> None:
-    """Connect virtual ranks of one process with each other, each with itself too."""
+    """Connect virtual ranks of one process with each other."""
     for group in groups:
         for peer in groups:
+            if peer is group:
+                continue
             group.connect(peer.rank, incarnation=peer.incarnation, inbox_fd=peer.inbox_fd(group.rank))

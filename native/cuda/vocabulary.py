@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from native._native import Status
 
 SEND, RECEIVE = 1, 2
 """Phases of a dispatch or a combine; by default one launch does both."""
@@ -59,15 +62,6 @@ class ShapeLike(Protocol):
     def n_layers(self) -> int: ...  # noqa: D102
 
 
-class ControlLike(Protocol):
-    """What the watcher reads of ``native.ControlBlock``."""
-
-    @property
-    def abort_epoch(self) -> int: ...  # noqa: D102
-    @property
-    def fenced(self) -> bool: ...  # noqa: D102
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One rank's row of a step sync."""
@@ -84,6 +78,6 @@ class Row:
 class CudaSyncResult:
     """How a step sync ended: ``rows`` of those that came, in rank order."""
 
-    status: int
+    status: Status
     rows: list[Row]
     suspects: list[int]

@@ -84,8 +84,12 @@ class Rank {
     limits_ = Limits{20000 * kMs, 60000 * kMs, 1000};
     offsets_.resize(2ULL * sizes.layers * (sizes.experts + 1));
     replicas_.resize(2ULL * sizes.layers * params.replica_stride);
-    peers_.resize(sizes.ranks, nullptr);
+    peers_.resize(2ULL * sizes.ranks, nullptr);
+    links_.resize(sizes.ranks, nullptr);
     routes_.resize(sizes.tokens * sizes.topk);
+    loads.resize(sizes.layers * sizes.experts);
+    layer_rounds.resize(sizes.layers);
+    waits_.resize(sizes.ranks);
     pair_rows_.resize(static_cast<size_t>(g.max_rows()) * sizes.topk);
     params.context = context_.get();
     params.page = page_.get();
@@ -97,11 +101,14 @@ class Rank {
     params.inbox = inbox_.get();
     params.routes = routes_.data();
     params.pair_rows = pair_rows_.data();
+    params.loads = loads.data();
+    params.layer_rounds = layer_rounds.data();
+    params.waits = waits_.data();
     const size_t capacity = static_cast<size_t>(sizes.slots) * g.max_rows();
     rows.resize(capacity * g.payload_bytes());
     scales.resize(capacity * (sizes.hidden / kGroupWidth));
     counts.resize(sizes.slots + 1);
-    pair_slots.resize(capacity);
+    pair_slots.resize(capacity, -1);
     pair_weights.resize(capacity);
     origins.resize(capacity);
     y.resize(capacity * sizes.hidden);
@@ -112,8 +119,12 @@ class Rank {
   Context& context() { return *context_; }
   std::vector<u8> inbox_bytes() const { return {inbox_.get(), inbox_.get() + params.chunk_stride * sizes_.ranks}; }
   u8* chunk(u32 source) { return inbox_chunk(params, source); }
-  void connect(u32 peer, u8* chunk_at_peer) { peers_[peer] = chunk_at_peer; }
-  u8* peer(u32 rank) const { return peers_[rank]; }
+  void connect(u32 peer, u8* chunk_at_peer) { links_[peer] = chunk_at_peer; }
+  u8* peer(u32 rank) const { return links_[rank]; }
+  /// Proof that a process is gone, for whatever table is in use.
+  void mark_dead(u32 peer) {
+    for (auto& words : page_->dead) __atomic_fetch_or(&words[peer / 64], bit_of(peer), __ATOMIC_RELAXED);
+  }
 
   /// Writes the table that is not in use, as the host does, and lets the next sync take it (or a later flip).
   void stage(u32 epoch, const std::set<u32>& active, const std::vector<u64>& incarnations, const Replicas& replicas, bool activate) {
@@ -124,7 +135,12 @@ class Rank {
     header.epoch = epoch;
     header.member = active.count(params.rank) != 0 ? 1 : 0;
     for (const u32 rank : active) header.active[rank / 64] |= bit_of(rank);
-    for (u32 rank = 0; rank < sizes_.ranks; ++rank) header.incarnations[rank] = incarnations[rank];
+    header.linked = 1;
+    for (u32 rank = 0; rank < sizes_.ranks; ++rank) {
+      header.incarnations[rank] = incarnations[rank];
+      peers_[index * sizes_.ranks + rank] = active.count(rank) != 0 ? links_[rank] : nullptr;  // whoever is written to all the same crashes us
+    }
+    for (u64& word : page_->dead[index]) __atomic_store_n(&word, 0, __ATOMIC_RELAXED);
     for (u32 layer = 0; layer < sizes_.layers; ++layer) {
       u32* offsets = &offsets_[(index * sizes_.layers + layer) * (sizes_.experts + 1)];
       Replica* out = &replicas_[(index * sizes_.layers + layer) * params.replica_stride];
@@ -179,8 +195,8 @@ class Rank {
 
   Params params{};
   std::vector<u8> rows, missing;
-  std::vector<float> scales;
-  std::vector<u32> counts;
+  std::vector<float> scales, loads;
+  std::vector<u32> counts, layer_rounds;
   std::vector<i32> pair_slots, origins;
   std::vector<float> pair_weights;
   std::vector<u16> y, out;
@@ -200,7 +216,8 @@ class Rank {
   std::array<TableHeader, 2> tables_{};
   std::vector<u32> offsets_, routes_;
   std::vector<Replica> replicas_;
-  std::vector<u8*> peers_;
+  std::vector<u8*> peers_, links_;
+  std::vector<float> waits_;
   std::vector<i32> pair_rows_;
 };
 
@@ -326,7 +343,7 @@ class World {
     if (rank.crashed) return;
     run_experts(rank, layer);
     const Combine c{batch, reinterpret_cast<const u8*>(rank.y.data()), reinterpret_cast<u8*>(rank.out.data()), rank.missing.data(), 0,
-                    rank.counts.data()};
+                    rank.counts.data(), sizes.pair_list ? rank.pair_slots.data() : nullptr};
     for (const u32 phase : phases) {
       rank.launch([&](const Thread& self) { elastic ? combine<true>(self, p, c, phase) : combine<false>(self, p, c, phase); }, sizes.blocks, sizes.threads,
                   combine_shared_bytes(p.geometry, in.tokens, sizes.blocks, sizes.topk));
@@ -510,7 +527,7 @@ void crash(u32 seed) {
         if (ok) world.expect(r, inputs[2 * r + layer], layer, "before the crash was seen");
       }
       if (!rank.crashed) return;
-      for (const u32 survivor : {0U, 1U}) __atomic_fetch_or(&world.ranks[survivor]->page().dead[0], bit_of(victim), __ATOMIC_RELAXED);
+      for (const u32 survivor : {0U, 1U}) world.ranks[survivor]->mark_dead(victim);
     };
     world.together(std::set<u32>(world.active), step);
     if (!world.ranks[victim]->crashed) break;
@@ -538,7 +555,7 @@ void gossip_leaves(u32 seed) {
   World world(sizes, seed);
   world.stage_all(1);
   const u64 start = now_ns();
-  __atomic_fetch_or(&world.ranks[0]->page().dead[0], bit_of(3), __ATOMIC_RELAXED);
+  world.ranks[0]->mark_dead(3);
   world.together(std::set<u32>{0, 1, 2}, [&](u32, Rank& rank) { rank.sync(); });
   CHECK(now_ns() - start < world.ranks[1]->limits().silence_ns, "survivors waited for their own deadlines");
   u32 evidence[3] = {};

@@ -18,7 +18,7 @@ from worker.engine.manifest import obtain
 from worker.engine.membership import Membership
 from worker.engine.preparing import Preparing
 from worker.engine.settings import EngineSettings
-from worker.engine.slots import SlotLayout, SlotMemory, SlotStore
+from worker.engine.slots import HostSlots, SlotLayout, SlotStore
 
 LAYERS, EXPERTS, HIDDEN = 2, 6, 8
 
@@ -44,11 +44,17 @@ class RankEngine:
         self.group = _native.Group(
             rank=rank, incarnation=incarnation, shape=shape, control=self.control, timeout_s=2.0, hard_timeout_s=10.0
         )
-        memory = SlotMemory.create(layout, f"t{rank}")
+        memory = HostSlots.create(layout, f"t{rank}")
         self.store = SlotStore(memory)
         self.membership = Membership(self.group, self.store, lambda: self.control.committed_epoch, lambda: None)
         self.address = str(folder / f"l{rank}.{incarnation}")
-        self.links = Links(group=self.group, memory=memory, address=self.address, members=self.membership.linkable)
+        self.links = Links(
+            group=self.group,
+            memory=memory,
+            peer_slots=lambda layout, fd: HostSlots(layout, fd, writable=False),
+            address=self.address,
+            members=self.membership.linkable,
+        )
         settings = EngineSettings(
             rank=rank, incarnation=incarnation, max_ranks=max_ranks, slots=slots, control_path="", agent_socket="",
             link_socket=self.address, serve_url="", model_path=str(folder / "model"), manifest_dir="",

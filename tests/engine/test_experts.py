@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worker.engine.experts import SlotExperts
+from worker.engine.cpu.experts import SlotExperts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,7 +14,7 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.errors import LiveSlotError, NoSourceError, PrepareError, SourceError
 from worker.engine.loader import Loader
 from worker.engine.manifest import obtain
-from worker.engine.slots import SlotLayout, SlotMemory, SlotStore, expert_checksum
+from worker.engine.slots import HostSlots, SlotLayout, SlotStore, expert_checksum
 
 SLOTS = 4
 PEER = Source(tier=SourceTier.HOST_PEER, rank=1, slot=2)
@@ -35,7 +35,7 @@ class Rig:
         self.checkpoint = Checkpoint(folder / "model")
         self.manifest = obtain(self.checkpoint, "float32", folder / "manifests")
         layout = SlotLayout(2, SLOTS, self.checkpoint.shape("float32"))
-        self.ours, self.theirs = (SlotStore(SlotMemory.create(layout, name)) for name in ("ours", "theirs"))
+        self.ours, self.theirs = (SlotStore(HostSlots.create(layout, name)) for name in ("ours", "theirs"))
         self.alive = True
         clock = count()
         self.loader = Loader(

@@ -1,9 +1,11 @@
 """What is checked before anything is served: seams, options, settings, the command line."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +24,7 @@ SUPPORTED = {
     "enable_lora": None, "lora_paths": None, "quantization": None, "disaggregation_mode": "null", "enable_eplb": False,
     "ep_num_redundant_experts": 0, "elastic_ep_backend": None, "enable_two_batch_overlap": False,
     "enable_single_batch_overlap": False, "enable_pdmux": False, "dllm_algorithm": None,
-    "disable_shared_experts_fusion": True, "sleep_on_idle": True, "tokenizer_worker_num": 1,
+    "disable_shared_experts_fusion": True, "sleep_on_idle": True, "tokenizer_worker_num": 1, "device": "cpu",
 }  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def config(folder, *extra, **changes):
 
 
 def test_what_the_launcher_asks_of_sglang_is_supported():
-    check_arguments(SimpleNamespace(**SUPPORTED))
+    check_arguments(SimpleNamespace(**SUPPORTED), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -53,12 +55,12 @@ def test_what_the_launcher_asks_of_sglang_is_supported():
         ("disaggregation_mode", "prefill"), ("enable_eplb", True), ("ep_num_redundant_experts", 4),
         ("elastic_ep_backend", "nixl"), ("enable_two_batch_overlap", True), ("enable_single_batch_overlap", True),
         ("enable_pdmux", True), ("dllm_algorithm", "x"), ("disable_shared_experts_fusion", False),
-        ("sleep_on_idle", False), ("tokenizer_worker_num", 2),
+        ("sleep_on_idle", False), ("tokenizer_worker_num", 2), ("device", "cuda"),
     ],
 )  # fmt: skip
 def test_an_unsupported_option_is_named_with_its_value_and_a_remedy(option, value):
     with pytest.raises(UnsupportedError) as caught:
-        check_arguments(SimpleNamespace(**(SUPPORTED | {option: value})))
+        check_arguments(SimpleNamespace(**(SUPPORTED | {option: value})), device="cpu")
     message = str(caught.value)
     assert message.startswith(f"--{option.replace('_', '-')} = {value!r} is not supported")
     assert "Remedy: " in message
@@ -66,9 +68,48 @@ def test_an_unsupported_option_is_named_with_its_value_and_a_remedy(option, valu
 
 
 def test_every_option_that_is_checked_is_tested():
-    from worker.engine.support import _REQUIRED
+    from worker.engine.support import _BY_DEVICE, _REQUIRED
 
-    assert {name for name, _, _ in _REQUIRED} == set(SUPPORTED)
+    assert {name for name, _, _ in (*_REQUIRED, *_BY_DEVICE["cpu"])} == set(SUPPORTED)
+
+
+CUDA = SUPPORTED | {"device": "cuda", "moe_runner_backend": "triton", "cuda_graph_backend_prefill": "disabled"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"quantization": "fp8", "moe_runner_backend": "deep_gemm"}])
+def test_a_cuda_rank_takes_bf16_and_fp8(changes):
+    check_arguments(SimpleNamespace(**(CUDA | changes)), device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("device", "cpu"), ("quantization", "awq"), ("moe_runner_backend", "auto"),
+        ("cuda_graph_backend_prefill", "breakable"),
+    ],
+)  # fmt: skip
+def test_an_option_that_a_cuda_rank_does_not_take_is_named(option, value):
+    with pytest.raises(UnsupportedError, match=option.replace("_", "-")):
+        check_arguments(SimpleNamespace(**(CUDA | {option: value})), device="cuda")
+
+
+@pytest.mark.parametrize(("quantised", "runner"), [(None, "triton"), ({"quant_method": "fp8"}, "deep_gemm")])
+def test_a_cuda_rank_starts_with_the_runner_of_its_checkpoint(tmp_path, quantised, runner):
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantised}))
+    chosen = config(tmp_path, model_path=str(tmp_path), device="cuda", max_tokens=100)
+    chosen = replace(chosen, device="cuda", dtype="bfloat16")
+    pairs = set(itertools.pairwise(command(chosen)))
+    assert {("--device", "cuda"), ("--moe-runner-backend", runner), ("--cuda-graph-max-bs-decode", "100")} <= pairs
+    assert ("--cuda-graph-backend-prefill", "disabled") in pairs
+    variables = environment(chosen)
+    assert variables["SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED"] == "0"
+    assert "EEP_CPU_SHIMS" not in variables
+
+
+def test_a_cuda_rank_says_when_the_checkpoint_has_no_config(tmp_path):
+    chosen = config(tmp_path, model_path=str(tmp_path), device="cuda")
+    with pytest.raises(SettingsError, match=r"config\.json"):
+        command(replace(chosen, device="cuda"))
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,7 @@ class Peer:
         return "inbox", [self.group.inbox_fd(writer)]
 
     def connect(self, owner: int, pid: int, fd: int) -> tuple[str, list[int]]:
-        same = pid == os.getpid()
-        self.group.connect(owner, incarnation=10 + owner, inbox_fd=fd, pid=0 if same else pid)
+        self.group.connect(owner, incarnation=10 + owner, inbox_fd=fd, pid=pid)
         return "ok", []
 
     def epoch(self, epoch: int, *active: int) -> tuple[str, list[int]]:

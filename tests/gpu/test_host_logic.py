@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from native import ControlBlock, Table
 
 cuda = pytest.importorskip(
     "native._cuda", reason="the CUDA module is not built: no CUDA compiler", exc_type=ImportError
@@ -95,6 +98,41 @@ def test_nothing_is_addressed_by_the_number_of_ranks():
         "fp8": False,
     }
     assert cuda.geometry(max_ranks=8, **shape) == cuda.geometry(max_ranks=64, **shape)
+
+
+def test_a_table_is_packed_layer_by_layer_for_the_device():
+    table = Table(
+        epoch=7,
+        active=[0, 2],
+        incarnations=[11, 0, 13],
+        offsets=np.array([[0, 2, 3], [3, 4, 6]], np.int32),
+        ranks=np.array([0, 1, 2, 2, 0, 2], np.uint16),
+        slots=np.array([3, 0, 1, 2, 0, 3], np.uint16),
+        weights=np.array([5, 9, 2, 4, 1, 3], np.uint16),
+    )
+    packed = cuda.pack_table(table, own_rank=2, max_ranks=3, max_slots=4)
+    assert (packed["epoch"], packed["member"], packed["active"]) == (7, True, [0, 2])
+    assert packed["offsets"] == [0, 1, 2, 0, 1, 3]  # rank 1 is not active: its replica is left out
+    none = (0, 0, 0)
+    assert packed["replicas"][:12] == [(0, 3, 5), (2, 1, 2), *[none] * 10]
+    assert packed["replicas"][12:] == [(2, 2, 4), (0, 0, 1), (2, 3, 4), *[none] * 9]
+    assert not cuda.pack_table(table, own_rank=1, max_ranks=3, max_slots=4)["member"]
+    with pytest.raises(ValueError, match="slot 3"):
+        cuda.pack_table(table, own_rank=2, max_ranks=3, max_slots=3)
+    with pytest.raises(ValueError, match="incarnations"):
+        cuda.pack_table(table, own_rank=2, max_ranks=4, max_slots=4)
+
+
+def test_the_control_block_of_the_other_module_is_taken(tmp_path):
+    if cuda.device_count() > 0:
+        pytest.skip("this machine has a device")
+    control = ControlBlock.create(str(tmp_path / "control"), rank=0, incarnation=1)
+    sizes = {
+        "max_ranks": 2, "max_tokens": 8, "hidden": 128, "max_topk": 2, "max_slots": 2, "n_experts": 4, "n_layers": 1,
+    }  # fmt: skip
+    options = {"fp8": False, "blocks": 1, "threads": 32, "fixed": False, "fixed_ranks": 2, "doorbell": -1}
+    with pytest.raises(cuda.CudaError, match="device"):  # and no TypeError: the arguments were right
+        cuda.DeviceRank(device=0, rank=0, incarnation=1, control=control, **sizes, **options)
 
 
 def test_without_a_device_it_says_so():

@@ -171,6 +171,7 @@ class Engine:
             step_deadline_s=worker.step_deadline_s,
             background_mb_per_s=worker.background_mb_per_s,
             missing_experts=Missing.BEST_EFFORT if worker.best_effort else Missing.STRICT,
+            device=worker.device,
         )
         return EngineConfig(
             settings=settings,

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _EXPERT = re.compile(
-    r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?experts\.(?P<expert>\d+)\.(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$"
+    r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?experts\.(?P<expert>\d+)\.(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight(?P<scale>_scale_inv)?$"
 )
 _PARTS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
+FP8 = "float8_e4m3fn"
+SCALE_BLOCK = 128
+"""Rows, and columns, of an fp8 matrix that share a scale."""
 PADDING = 32
 """On a CPU SGLang rounds an expert's intermediate size up to a multiple of this (update_config.py:290)."""
 
@@ -46,39 +49,59 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ExpertTensors:
-    """The three matrices of one expert: gate and up [intermediate, hidden], down [hidden, intermediate]."""
+    """The three matrices of one expert: gate and up [intermediate, hidden], down [hidden, intermediate].
+
+    fp8 experts have a scale for each block of 128 × 128 values beside each of them.
+    """
 
     gate: Tensor
     up: Tensor
     down: Tensor
+    gate_scale: Tensor | None = None
+    up_scale: Tensor | None = None
+    down_scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ExpertShape:
     """Sizes of every expert of a model, and the dtype its slots hold.
 
-    A slot is two blocks: w13 = [gate rows; up rows] [2 × intermediate, hidden], and w2 [hidden, intermediate].
+    A slot is two blocks: w13 = [gate rows; up rows] [2 × intermediate, hidden], and w2 [hidden, intermediate]; with fp8
+    each is followed by its scales, float32, in the same order.
     """
 
     hidden: int
     intermediate: int
     dtype: str
-    """``float32`` or ``bfloat16``."""
+    """``float32``, ``bfloat16`` or ``float8_e4m3fn``."""
 
     @property
     def itemsize(self) -> int:
         """Bytes of one number."""
-        return 4 if self.dtype == "float32" else 2
+        return {"float32": 4, "bfloat16": 2, FP8: 1}[self.dtype]
+
+    @property
+    def w13_scale_bytes(self) -> int:
+        """Bytes of the scales at the end of the gate and up block."""
+        return 2 * self._scales(self.intermediate, self.hidden)
+
+    @property
+    def w2_scale_bytes(self) -> int:
+        """Bytes of the scales at the end of the down block."""
+        return self._scales(self.hidden, self.intermediate)
+
+    def _scales(self, rows: int, columns: int) -> int:
+        return 0 if self.dtype != FP8 else -(-rows // SCALE_BLOCK) * -(-columns // SCALE_BLOCK) * 4
 
     @property
     def w13_bytes(self) -> int:
         """Bytes of the gate and up block."""
-        return 2 * self.intermediate * self.hidden * self.itemsize
+        return 2 * self.intermediate * self.hidden * self.itemsize + self.w13_scale_bytes
 
     @property
     def w2_bytes(self) -> int:
         """Bytes of the down block."""
-        return self.hidden * self.intermediate * self.itemsize
+        return self.hidden * self.intermediate * self.itemsize + self.w2_scale_bytes
 
     @property
     def nbytes(self) -> int:
@@ -105,14 +128,14 @@ class Checkpoint:
             match = _EXPERT.search(name)
             if match is not None:
                 key = int(match["layer"]), int(match["expert"])
-                found.setdefault(key, {})[_PARTS[match["part"]]] = tensor
+                found.setdefault(key, {})[_PARTS[match["part"]] + ("_scale" if match["scale"] else "")] = tensor
         if not found:
             raise CheckpointError(
                 f"checkpoint {path}: no tensor named …layers.L.…experts.E.(gate_proj|up_proj|down_proj).weight. "
                 "Remedy: export the experts one by one, not fused"
             )
         for (layer, expert), parts in found.items():
-            if len(parts) != 3:
+            if len(parts) not in {3, 6} or not {"gate", "up", "down"} <= set(parts):
                 raise CheckpointError(
                     f"checkpoint {path}: layer {layer} expert {expert} has only {sorted(parts)} of gate, up, down"
                 )
@@ -162,10 +185,29 @@ class Checkpoint:
                 f"checkpoint {self.path}: its experts fill blocks of {shape.w13_bytes} and {shape.w2_bytes} bytes, "
                 f"the slot has {w13.nbytes} and {w2.nbytes}"
             )
-        half = w13.nbytes // 2
-        self._convert(tensors.gate, w13[:half], (shape.intermediate, shape.hidden), dtype)
-        self._convert(tensors.up, w13[half:], (shape.intermediate, shape.hidden), dtype)
-        self._convert(tensors.down, w2, (shape.hidden, shape.intermediate), dtype)
+        matrices, scales = np.split(w13, [w13.nbytes - shape.w13_scale_bytes])
+        half = matrices.nbytes // 2
+        self._convert(tensors.gate, matrices[:half], (shape.intermediate, shape.hidden), dtype)
+        self._convert(tensors.up, matrices[half:], (shape.intermediate, shape.hidden), dtype)
+        matrix, scale = np.split(w2, [w2.nbytes - shape.w2_scale_bytes])
+        self._convert(tensors.down, matrix, (shape.hidden, shape.intermediate), dtype)
+        if dtype == FP8:
+            half = scales.nbytes // 2
+            self._scale(tensors.gate_scale, scales[:half], layer, expert)
+            self._scale(tensors.up_scale, scales[half:], layer, expert)
+            self._scale(tensors.down_scale, scale, layer, expert)
+
+    def _scale(self, tensor: Tensor | None, out: npt.NDArray[np.uint8], layer: int, expert: int) -> None:
+        """The scales of one fp8 matrix, as they are stored."""
+        if tensor is None:
+            raise CheckpointError(f"checkpoint {self.path}: layer {layer} expert {expert} has no weight_scale_inv")
+        stored = self._bytes(tensor)
+        if tensor.dtype != "F32" or stored.nbytes != out.nbytes:
+            raise CheckpointError(
+                f"checkpoint {self.path}: scales {tensor.dtype} {tensor.shape} of layer {layer} expert {expert}; "
+                f"needed are F32, one for each {SCALE_BLOCK} × {SCALE_BLOCK} values"
+            )
+        out[:] = stored
 
     def _convert(self, tensor: Tensor, out: npt.NDArray[np.uint8], shape: tuple[int, int], dtype: str) -> None:
         """Fill ``out``, a matrix of ``shape``; what the stored one does not cover becomes 0."""
@@ -206,7 +248,7 @@ def convert(source: npt.NDArray[np.uint8], stored: str, out: npt.NDArray[np.uint
     Raises:
         CheckpointError: a stored dtype that is none of F32, BF16, F16.
     """
-    if (stored, dtype) in {("F32", "float32"), ("BF16", "bfloat16")}:
+    if (stored, dtype) in {("F32", "float32"), ("BF16", "bfloat16"), ("F8_E4M3", FP8)}:
         out[:] = source
     elif dtype == "float32" and stored == "BF16":
         np.left_shift(source.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)

@@ -16,6 +16,7 @@ from schemas.messages import EngineStatus, Hello
 from worker.engine import seams
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.control import Control
+from worker.engine.device import device_of
 from worker.engine.errors import EngineError, StepAbandonedError
 from worker.engine.layers import MoELayers
 from worker.engine.links import Links
@@ -32,6 +33,7 @@ from worker.engine.support import check_arguments, check_scheduler, tie_head
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from native.plane import DataPlane
     from worker.engine.settings import EngineSettings
 
 log = logging.getLogger("eep.engine")
@@ -47,9 +49,14 @@ class Engine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        self.layers = MoELayers(settings, Checkpoint(Path(settings.model_path)))
+        self.device = device_of(settings)
+        self.layers = MoELayers(settings, Checkpoint(Path(settings.model_path)), self.device)
+        if self.device.needs_plane_for_warm_up:
+            self.layers.built = self._open_plane
         self.lockstep: Lockstep | None = None
         self._scheduler: Any = None
+        self._block = _native.ControlBlock.attach(settings.control_path)
+        self._plane: DataPlane | None = None
         self._control: Control | None = None
         self._in_step = False
         self._bell = Bell()
@@ -58,7 +65,7 @@ class Engine:
 
     def start(self, original: Callable[..., None], scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
         """Scheduler.__init__: build the model with slots, then join the instance."""
-        check_arguments(server_args)
+        check_arguments(server_args, device=self.settings.device)
         original(scheduler, server_args, *args, **kwargs)
         check_scheduler(scheduler)
         tie_head(scheduler.tp_worker.model_runner.model)
@@ -89,16 +96,25 @@ class Engine:
     def forward(self, original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
         """ModelRunner.forward: a step without every contribution is run again, under the next epoch."""
         lockstep = self.lockstep
-        if lockstep is None or not self._in_step:
+        plane = self._plane
+        if lockstep is None or plane is None or not self._in_step:
             return original(runner, *args, **kwargs)
         batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[0]
         self._in_step = False
         while True:
             try:
-                return original(runner, *args, **kwargs)
+                decoding = batch.forward_mode.is_decode()
+                self.device.entered(lockstep.membership.current, tokens=int(batch.batch_size) if decoding else None)
+                result = original(runner, *args, **kwargs)
+                self.device.settle(plane)
+                return result  # noqa: TRY300
             except StepAbandonedError as failure:
                 lockstep.abandon(failure)
                 lockstep.enter(len(batch.input_ids))
+
+    def rounds(self) -> int:
+        """Rounds of every layer in the step under way."""
+        return self.layers.rounds()
 
     # --- stepping for others ------------------------------------------------------------------------------------------
 
@@ -117,7 +133,10 @@ class Engine:
         try:
             if lockstep.enter(0) == 0:
                 return False
+            self.device.entered(lockstep.membership.current, tokens=None)
             self.layers.serve_peers()
+            if self._plane is not None:
+                self.device.settle(self._plane)
         except StepAbandonedError as failure:
             lockstep.abandon(failure)
         return True
@@ -135,22 +154,25 @@ class Engine:
         if memory is None:
             raise EngineError(f"model {settings.model_path} has no MoE layer. Remedy: serve a Mixture-of-Experts model")
         layout = memory.layout
-        control = _native.ControlBlock.attach(settings.control_path)
+        control = self._block
         control.phase = _native.Phase.LOADING
         control.engine_pid = os.getpid()
         manifest = obtain(layers.checkpoint, layout.expert.dtype, Path(settings.manifest_dir))
-        group = _native.Group(
-            rank=settings.rank,
-            incarnation=settings.incarnation,
-            shape=self._shape(layout.layers),
-            control=control,
-            timeout_s=settings.silence_s,
-            hard_timeout_s=settings.step_deadline_s,
-            fixed=settings.fixed_membership,
-        )
+        if self._plane is None:
+            self._open_plane()
+        self.device.prepare_idle(layers.empty_step)
+        group = self._plane
+        if group is None:
+            raise EngineError("the data plane did not open. Remedy: see the log above")
         store = SlotStore(memory)
         membership = Membership(group, store, lambda: control.committed_epoch, self._bell.ring)
-        links = Links(group=group, memory=memory, address=settings.link_socket, members=membership.linkable)
+        links = Links(
+            group=group,
+            memory=memory,
+            peer_slots=self.device.peer_slots,
+            address=settings.link_socket,
+            members=membership.linkable,
+        )
         loader = Loader(store, manifest, layers.checkpoint, links.memory)
         hello = Hello(
             rank=settings.rank,
@@ -184,10 +206,19 @@ class Engine:
         control.phase = _native.Phase.SERVING
         self._control.start()
 
-    def _attach(self, scheduler: Any, group: _native.Group, membership: Membership) -> None:
+    def _open_plane(self) -> None:
+        """The data plane, and every layer's dispatcher on it."""
+        layers = self.layers
+        self._plane = self.device.plane(
+            self.settings, layers.layers, experts=layers.checkpoint.n_experts, control=self._block
+        )
+        for dispatcher in layers.dispatchers:
+            dispatcher.attach(self._plane)
+
+    def _attach(self, scheduler: Any, group: DataPlane, membership: Membership) -> None:
         lockstep = self.lockstep
         for dispatcher in self.layers.dispatchers:
-            dispatcher.attach(group, membership)
+            dispatcher.join(membership)
         if lockstep is not None:
             self.layers.rounds = lambda: lockstep.rounds
         poller = scheduler.idle_sleeper.poller
@@ -195,20 +226,7 @@ class Engine:
         poller.register(self._bell.fd, zmq.POLLIN)
         sys.setswitchinterval(_SWITCH_S)
 
-    def _shape(self, n_layers: int) -> _native.Shape:
-        settings, first = self.settings, self.layers.layers[0]
-        return _native.Shape(
-            max_ranks=settings.max_ranks,
-            max_tokens=settings.max_tokens,
-            hidden=first.hidden_size,
-            max_topk=max(layer.top_k for layer in self.layers.layers),
-            max_slots=settings.slots,
-            n_experts=self.layers.checkpoint.n_experts,
-            n_layers=n_layers,
-            dtype=_native.DType.FLOAT32 if first.params_dtype.itemsize == 4 else _native.DType.BFLOAT16,
-        )
-
-    def _status(self, group: _native.Group, membership: Membership, control: _native.ControlBlock) -> EngineStatus:
+    def _status(self, group: DataPlane, membership: Membership, control: _native.ControlBlock) -> EngineStatus:
         scheduler = self._scheduler
         return EngineStatus(
             epoch=membership.current.epoch,
@@ -218,7 +236,7 @@ class Engine:
             waiting=len(scheduler.waiting_queue),
             draining=self._control is not None and self._control.draining,
             tokens_per_expert=bytes(memoryview(group.tokens_per_expert()).cast("B")),
-            masked=sum(dispatcher.masked for dispatcher in self.layers.dispatchers),
+            masked=group.counters()["masked"] + sum(dispatcher.left_out for dispatcher in self.layers.dispatchers),
             receive_wait_us=tuple(control.receive_wait_us()[: self.settings.max_ranks]),
         )
 
@@ -266,5 +284,6 @@ def register(settings: EngineSettings) -> None:
             (seams.FORWARD, engine.forward),
             (seams.READY, or_leave(engine.start)),
             (seams.TICK, engine.tick),
+            *engine.device.seams(engine.rounds),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from worker.cpu.boot import ENVIRONMENT as CPU_SHIMS
 from worker.engine import settings as engine_settings
+from worker.engine.errors import SettingsError
 from worker.engine.tether import tethered
 from worker.engine.tree import end_tree
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from worker.engine.settings import EngineSettings
 
+_MAX_GRAPH = 256
+"""Largest batch that has a decode graph."""
 _WATCHDOG_S = 3600
 """SGLang's watchdog fires on healthy ranks when a peer stalls (irrevocably): ours end a step long before."""
 
@@ -83,7 +87,21 @@ def command(config: EngineConfig) -> list[str]:
     if config.device == "cpu":
         parts += ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
         parts += ["--disable-cuda-graph", "--mem-fraction-static", "0.3"]
+    else:
+        parts += ["--device", "cuda", "--moe-runner-backend", _runner(Path(config.settings.model_path))]
+        # Prefills run eagerly, in rounds; a decode graph holds one round of at most max_tokens rows.
+        parts += ["--cuda-graph-backend-prefill", "disabled"]
+        parts += ["--cuda-graph-max-bs-decode", str(min(config.settings.max_tokens, _MAX_GRAPH))]
     return [*parts, *config.extra]
+
+
+def _runner(model: Path) -> str:
+    """SGLang's experts for a checkpoint: DeepGEMM takes fp8 in blocks, triton everything unquantised."""
+    try:
+        quantised = json.loads((model / "config.json").read_bytes()).get("quantization_config") or {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"model {model}: config.json does not read: {error}. Remedy: name a checkpoint") from error
+    return "deep_gemm" if quantised.get("quant_method") == "fp8" else "triton"
 
 
 def environment(config: EngineConfig) -> dict[str, str]:
@@ -98,6 +116,8 @@ def environment(config: EngineConfig) -> dict[str, str]:
         result["SGLANG_USE_CPU_ENGINE"] = "1"
         # one group for our one rank; unset, SGLang insists on one NUMA node for each rank (numa_utils.py:463)
         result["SGLANG_CPU_OMP_THREADS_BIND"] = config.cores or _all_cores()
+    else:
+        result["SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED"] = "0"  # it permutes w13 after loading, and slots are written later
     result.update(config.environment)
     return result
 

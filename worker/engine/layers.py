@@ -9,19 +9,18 @@ import torch
 from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 
-from worker.engine.dispatcher import ElasticDispatcher
 from worker.engine.errors import CheckpointError, UnsupportedError
-from worker.engine.experts import SlotExperts, plain_swiglu
-from worker.engine.slots import SlotLayout, SlotMemory
-from worker.engine.support import check_layer
+from worker.engine.slots import SlotLayout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.engine.checkpoint import Checkpoint
+    from worker.engine.device import Device, Dispatcher
     from worker.engine.settings import EngineSettings
+    from worker.engine.slots import SlotMemory
 
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    Experts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -31,6 +30,7 @@ class MoELayers:
     Attributes:
         settings: this rank's.
         checkpoint: where the model's experts are; says how many MoE layers there will be.
+        device: what is done with tensors.
         memory: the slots; made when the first layer tells its dtype.
         layers: SGLang's FusedMoE modules by MoE layer index.
         dispatchers: ours, in the same order.
@@ -38,10 +38,11 @@ class MoELayers:
 
     settings: EngineSettings
     checkpoint: Checkpoint
+    device: Device
     memory: SlotMemory | None = None
     layers: list[Any] = field(default_factory=list)
-    dispatchers: list[ElasticDispatcher] = field(default_factory=list)
-    _experts: dict[int, SlotExperts] = field(default_factory=dict)
+    dispatchers: list[Dispatcher] = field(default_factory=list)
+    _experts: dict[int, Experts] = field(default_factory=dict)
     _named: set[tuple[int, int, str]] = field(default_factory=set)
 
     # --- hooks on FusedMoE --------------------------------------------------------------------------------------------
@@ -60,13 +61,15 @@ class MoELayers:
             )
         kwargs["num_experts"] = self.settings.slots
         original(layer, **kwargs)
-        check_layer(layer)
+        self.device.check_layer(layer)
         self._into_slots(layer)
+        if len(self.layers) == len(self.checkpoint.layers):
+            self.built()
 
-    def make_dispatcher(self, moe_runner_config: Any, quant_method: Any) -> ElasticDispatcher:
+    def make_dispatcher(self, moe_runner_config: Any, quant_method: Any) -> Dispatcher:
         """create_moe_dispatcher: ours, one for each layer."""
-        del moe_runner_config, quant_method
-        dispatcher = ElasticDispatcher(len(self.dispatchers))
+        del quant_method
+        dispatcher = self.device.dispatcher(len(self.dispatchers), config=moe_runner_config)
         self.dispatchers.append(dispatcher)
         return dispatcher
 
@@ -100,7 +103,7 @@ class MoELayers:
         )
 
     def compute(self, original: Callable[..., Any], layer: Any, dispatch_output: Any) -> Any:
-        """FusedMoE.run_moe_core: SGLang's experts do not take zero rows, and ours are faster on a CPU."""
+        """FusedMoE.run_moe_core: SGLang's experts do not take zero rows, and a device may have better ones."""
         rows = dispatch_output.hidden_states
         if rows.shape[0] == 0:
             return StandardCombineInput(rows)
@@ -114,17 +117,17 @@ class MoELayers:
 
     rounds: Callable[[], int] = field(default=lambda: 1)
     """Rounds of the step under way; replaced when the engine joins its instance."""
+    built: Callable[[], None] = field(default=lambda: None)
+    """Called when the last MoE layer stands."""
 
     def serve_peers(self) -> None:
         """Take part in a step without a token of our own: the experts of every layer, and nothing of the model else."""
+        self.device.idle(self.empty_step, rounds=self.rounds())
+
+    def empty_step(self) -> None:
+        """Every layer's rounds with no tokens."""
         for layer in self.layers:
-            hidden = torch.empty((0, layer.hidden_size), dtype=layer.params_dtype)
-            topk = StandardTopKOutput(
-                torch.empty((0, layer.top_k), dtype=torch.float32),
-                torch.empty((0, layer.top_k), dtype=torch.int32),
-                None,
-            )
-            layer.forward_impl(hidden, topk)
+            layer.forward_impl(*self.device.empty_batch(layer))
 
     def finish(self) -> None:
         """The model is built and loaded: check that it is the one we think it is.
@@ -139,51 +142,30 @@ class MoELayers:
         if self._named != ours:
             odd = sorted(self._named ^ ours)[:3]
             raise CheckpointError(f"SGLang and the engine name the checkpoint's experts differently, e.g. {odd}")
-        for layer, dispatcher in zip(self.layers, self.dispatchers, strict=True):
-            if layer.dispatcher is not dispatcher or not self._in_place(layer, dispatcher.layer):
+        for index, (layer, dispatcher) in enumerate(zip(self.layers, self.dispatchers, strict=True)):
+            kept = self.memory is not None and self.device.in_place(layer, self.memory, index)
+            if layer.dispatcher is not dispatcher or not kept:
                 raise UnsupportedError(
                     "expert weights repacked after loading",
                     layer.layer_name,
-                    "serve on a device that keeps them as stored",
+                    "serve on a device, and with a MoE runner, that keeps them as stored",
                 )
-            if plain_swiglu(layer):
-                self._experts[layer.layer_id] = SlotExperts(layer.w13_weight.data, layer.w2_weight.data)
+            experts = self.device.experts(layer)
+            if experts is not None:
+                self._experts[layer.layer_id] = experts
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
     def _into_slots(self, layer: Any) -> None:
         index = len(self.layers)
-        dtype = _DTYPES.get(layer.params_dtype)
-        if dtype is None:
-            raise UnsupportedError("--dtype", layer.params_dtype, "start with --dtype float32 or bfloat16")
-        if layer.w13_weight.device.type != "cpu":
-            raise UnsupportedError("--device", layer.w13_weight.device.type, "start with --device cpu")
+        dtype = self.device.slot_dtype(layer)
         if index >= len(self.checkpoint.layers) or layer.layer_id != self.checkpoint.layers[index]:
             raise CheckpointError(f"the model's layer {layer.layer_id} has experts, the checkpoint's has none")
         if self.memory is None:
             layout = SlotLayout(len(self.checkpoint.layers), self.settings.slots, self.checkpoint.shape(dtype))
-            self.memory = SlotMemory.create(layout, f"eep-slots-{self.settings.rank}")
-        w13, w2 = self._views(self.memory, index)
-        for parameter, view in ((layer.w13_weight, w13), (layer.w2_weight, w2)):
-            if parameter.data.nbytes != view.nbytes:
-                raise CheckpointError(
-                    f"layer {layer.layer_id}: SGLang's experts are {tuple(parameter.shape)}, the checkpoint's differ"
-                )
-            parameter.data = view.view(layer.params_dtype).view(parameter.shape)
+            self.memory = self.device.slots(layout, f"eep-slots-{self.settings.rank}")
+        self.device.place(layer, self.memory, index)
         self.layers.append(layer)
-
-    def _views(self, memory: SlotMemory, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        layout = memory.layout
-        start, middle = index * layout.layer_bytes, layout.slots * layout.expert.w13_bytes
-        block = torch.frombuffer(memory.map, dtype=torch.uint8)[start : start + layout.slots * layout.expert.nbytes]
-        return block[:middle], block[middle:]
-
-    def _in_place(self, layer: Any, index: int) -> bool:
-        if self.memory is None:
-            return False
-        w13, w2 = self._views(self.memory, index)
-        same: bool = layer.w13_weight.data_ptr() == w13.data_ptr() and layer.w2_weight.data_ptr() == w2.data_ptr()
-        return same
 
 
 def _hidden_and_topk(hidden_states: torch.Tensor, topk_output: Any, **_rest: Any) -> tuple[torch.Tensor, Any]:

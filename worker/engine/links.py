@@ -21,14 +21,14 @@ import msgspec
 
 from worker.engine import frames
 from worker.engine.errors import LinkError
-from worker.engine.slots import SlotMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from native._native import Group
+    from native.plane import DataPlane
     from schemas.messages import Peer
     from schemas.vocabulary import Epoch, Incarnation, Rank
+    from worker.engine.slots import SlotLayout, SlotMemory
 
 _RETRY_S = 0.005
 _ANSWER_S = 2.0
@@ -69,14 +69,16 @@ class Links:
     def __init__(
         self,
         *,
-        group: Group,
+        group: DataPlane,
         memory: SlotMemory,
+        peer_slots: Callable[[SlotLayout, int], SlotMemory],
         address: str,
         members: Callable[[], frozenset[tuple[Rank, Incarnation]]],
     ) -> None:
-        """Listen on ``address``; ``members`` gives who may have a link now."""
+        """Listen on ``address``; ``peer_slots`` maps a peer's slots, ``members`` gives who may have a link now."""
         self._group = group
         self._memory = memory
+        self._peer_slots = peer_slots
         self._members = members
         self._lock = threading.Lock()
         self._given: dict[Rank, Incarnation] = {}
@@ -165,7 +167,7 @@ class Links:
                 os.close(fd)
             raise LinkError(answer.reason if isinstance(answer, LinkRefusal) else f"answered as {answer}")
         inbox, doorbell, slots = fds
-        memory = SlotMemory(replace(self._memory.layout, slots=answer.slots), slots, writable=False)
+        memory = self._peer_slots(replace(self._memory.layout, slots=answer.slots), slots)
         linked = _Linked(peer.incarnation, os.pidfd_open(answer.pid), memory)
         with self._lock:
             self._forget(peer.rank)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from schemas.vocabulary import Expert, Layer, Rank, Slot
+    from schemas.vocabulary import Expert, Layer, Rank
     from worker.engine.checkpoint import Checkpoint
     from worker.engine.manifest import Manifest
     from worker.engine.slots import SlotMemory, SlotStore
@@ -146,12 +146,12 @@ class Loader:
     ) -> None:
         match source.tier:
             case SourceTier.SAME_RANK:
-                _copy_slot(self.store.memory, layer, source.slot, w13, w2)
+                self.store.memory.read(layer, source.slot, w13, w2)
             case SourceTier.HOST_PEER:
                 memory = self.peer_memory(source.rank)
                 if memory is None:
                     raise SourceError(source.tier, f"rank {source.rank} is not linked or not alive")
-                _copy_slot(memory, layer, source.slot, w13, w2)
+                memory.read(layer, source.slot, w13, w2)
             case SourceTier.REMOTE_PEER:
                 raise SourceError(source.tier, "this build reads peers of its own host only")
             case SourceTier.HOST_BACKUP:
@@ -170,11 +170,3 @@ class Loader:
             self.checkpoint.read(self.checkpoint.layers[layer], expert, w13, w2, dtype=self.manifest.dtype)
         except CheckpointError as error:
             raise SourceError(SourceTier.CHECKPOINT, str(error)) from error
-
-
-def _copy_slot(
-    memory: SlotMemory, layer: Layer, slot: Slot, w13: npt.NDArray[np.uint8], w2: npt.NDArray[np.uint8]
-) -> None:
-    first, second = memory.blocks(layer, slot)
-    w13[:] = first
-    w2[:] = second

@@ -20,6 +20,7 @@ from worker.engine.errors import StepAbandonedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from native.plane import DataPlane, Row
     from schemas.messages import ToAgent
     from worker.engine.membership import Membership
 
@@ -47,7 +48,7 @@ class Lockstep:
         steps: steps begun.
     """
 
-    group: _native.Group
+    group: DataPlane
     control: _native.ControlBlock
     membership: Membership
     max_tokens: int
@@ -107,7 +108,7 @@ class Lockstep:
         """Nothing to run, and nothing to cross into: idle without an epoch, or with experts missing."""
         return not self.membership.crossing and not self.membership.called_off
 
-    def _flip(self, rows: Sequence[_native.SyncRow]) -> bool:
+    def _flip(self, rows: Sequence[Row]) -> bool:
         """Cross into a committed epoch that every rank of this sync has prepared; True when we must sync again."""
         target = max(row.committed_epoch for row in rows)
         if target <= self.membership.current.epoch or any(row.prepared_epoch < target for row in rows):

@@ -23,7 +23,7 @@ from worker.engine.tables import build_table, routed_slots
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from native._native import Group
+    from native.plane import DataPlane
     from schemas.placement import Placement
     from schemas.vocabulary import Epoch, Expert, Incarnation, Layer, Member, Rank
     from worker.engine.slots import SlotStore
@@ -64,7 +64,7 @@ class Membership:
         on_change: called after something the stepping thread may wait for has changed; it must not block.
     """
 
-    group: Group
+    group: DataPlane
     store: SlotStore
     committed_elsewhere: Callable[[], Epoch]
     on_change: Callable[[], None]

@@ -27,7 +27,12 @@ def leave_out(
         how many (token, expert) pairs were left out.
     """
     gone = torch.isin(ids, torch.tensor(lost, dtype=ids.dtype))
+    return *without(ids, weights, gone), int(gone.sum())
+
+
+def without(ids: torch.Tensor, weights: torch.Tensor, gone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for a mask [tokens, k] of what is gone; nothing here waits for a device, so it can be captured."""
     kept = weights.masked_fill(gone, 0.0)
     total, rest = weights.sum(-1, keepdim=True), kept.sum(-1, keepdim=True)
     share = torch.where(rest > 0, total / rest.clamp_min(torch.finfo(weights.dtype).tiny), 0.0)
-    return ids.masked_fill(gone, -1), kept * share, int(gone.sum())
+    return ids.masked_fill(gone, -1), kept * share

@@ -79,7 +79,7 @@ def _register_main(chosen: settings.EngineSettings) -> None:
 
     @or_leave
     def before_serving(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
-        check_arguments(server_args)
+        check_arguments(server_args, device=chosen.device)
         front.mount()
 
     for seam in seams.SCHEDULER:

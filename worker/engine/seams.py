@@ -63,6 +63,11 @@ LOCKSTEP = Seam(
     ("self", "batch", "need_sync"),
 )
 FORWARD = Seam("sglang.srt.model_executor.model_runner.ModelRunner.forward", ("self", "forward_batch"))
+DECODE_GRAPH = Seam(
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.can_run_graph",
+    ("self", "forward_batch"),
+)
+"""Only where there are graphs."""
 READY = Seam("sglang.srt.managers.scheduler.Scheduler.__init__", ("self", "server_args", "port_args"))
 TICK = Seam("sglang.srt.managers.scheduler.Scheduler.ingest_requests", ("self",), "BEFORE")
 SERVE = Seam("sglang.srt.entrypoints.http_server.launch_server", ("server_args",), "BEFORE")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -52,6 +53,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     background_mb_per_s: float = 0.0
     """Loads of a planned change take no more than this; 0 for no limit."""
     missing_experts: Missing = Missing.STRICT
+    device: Literal["cpu", "cuda"] = "cpu"
+    """SGLang's --device."""
     fixed_membership: bool = False
     """The data plane without elasticity, for measuring what it costs."""
 

@@ -1,6 +1,6 @@
 """Expert slots: the memory that holds experts, what each slot holds now, and which of them may not be touched.
 
-All slots of a rank lie in one memfd, so that peers on the host read them without asking. Layer l, slot s:
+All slots of a rank lie in one memory that peers on the host map and read without asking. In a memfd, layer l, slot s:
 
     w13: l × layer_bytes + s × w13_bytes                w2: l × layer_bytes + slots × w13_bytes + s × w2_bytes
 
@@ -15,7 +15,7 @@ import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -59,8 +59,35 @@ class SlotLayout:
         return slice(first, first + self.expert.w13_bytes), slice(second, second + self.expert.w2_bytes)
 
 
-class SlotMemory:
-    """The mapped slots of one rank: ours to write, a peer's to read."""
+class SlotMemory(Protocol):
+    """The slots of one rank, on whatever device: ours to write, a peer's to read."""
+
+    @property
+    def layout(self) -> SlotLayout: ...  # noqa: D102
+    @property
+    def fd(self) -> int:
+        """What a peer maps."""
+        ...
+
+    def blocks(self, layer: Layer, slot: Slot) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Where to put w13 and w2 of a slot; one slot at a time."""
+        ...
+
+    def commit(self, layer: Layer, slot: Slot) -> None:
+        """What ``blocks`` gave is filled: the slot holds it."""
+        ...
+
+    def read(self, layer: Layer, slot: Slot, w13: npt.NDArray[np.uint8], w2: npt.NDArray[np.uint8]) -> None:
+        """Copy a slot's blocks to host memory."""
+        ...
+
+    def close(self) -> None:
+        """Unmap and close."""
+        ...
+
+
+class HostSlots:
+    """Slots in a memfd."""
 
     def __init__(self, layout: SlotLayout, fd: int, *, writable: bool) -> None:
         """Map ``fd`` and keep it."""
@@ -71,7 +98,7 @@ class SlotMemory:
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self.map, dtype=np.uint8)
 
     @classmethod
-    def create(cls, layout: SlotLayout, name: str) -> SlotMemory:
+    def create(cls, layout: SlotLayout, name: str) -> HostSlots:
         """Fresh zeroed memory; pages come when they are touched."""
         fd = os.memfd_create(name)
         os.ftruncate(fd, layout.nbytes)
@@ -81,6 +108,13 @@ class SlotMemory:
         """Views of w13 and w2."""
         first, second = self.layout.blocks(layer, slot)
         return self.bytes[first], self.bytes[second]
+
+    def commit(self, layer: Layer, slot: Slot) -> None:
+        """The views are the memory."""
+
+    def read(self, layer: Layer, slot: Slot, w13: npt.NDArray[np.uint8], w2: npt.NDArray[np.uint8]) -> None:
+        """Copy both blocks."""
+        w13[:], w2[:] = self.blocks(layer, slot)
 
     def close(self) -> None:
         """Unmap (when the last view goes) and close."""
@@ -141,4 +175,5 @@ class SlotStore:
                 raise LiveSlotError(layer, slot, expert)
             self.held[layer, slot] = EMPTY
         yield self.memory.blocks(layer, slot)
+        self.memory.commit(layer, slot)
         self.held[layer, slot] = expert

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.engine.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("tp_size", (1,), "start with --tp 1: attention is data parallel, experts are spread by the plugin"),
@@ -15,7 +18,6 @@ _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("speculative_algorithm", (None,), "leave --speculative-algorithm out"),
     ("enable_lora", (None, False), "leave --enable-lora out"),
     ("lora_paths", (None, [], ()), "leave --lora-paths out"),
-    ("quantization", (None,), "leave --quantization out and serve an unquantised checkpoint"),
     ("disaggregation_mode", ("null", None), "leave --disaggregation-mode out"),
     ("enable_eplb", (False, None), "leave --enable-eplb out: the control plane places experts"),
     ("ep_num_redundant_experts", (0, None), "leave --ep-num-redundant-experts out: give the rank more slots instead"),
@@ -30,20 +32,38 @@ _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
 )
 
 
-def check_arguments(server_args: Any) -> None:
+_BY_DEVICE: dict[str, tuple[tuple[str, tuple[object, ...], str], ...]] = {
+    "cpu": (
+        ("device", ("cpu",), "set worker.device to the one SGLang uses"),
+        ("quantization", (None,), "leave --quantization out and serve an unquantised checkpoint"),
+    ),
+    "cuda": (
+        ("device", ("cuda",), "set worker.device to the one SGLang uses"),
+        ("quantization", (None, "fp8"), "serve an unquantised checkpoint, or fp8 in blocks of 128 × 128"),
+        ("moe_runner_backend", ("triton", "deep_gemm"), "start with --moe-runner-backend triton, or deep_gemm for fp8"),
+        ("cuda_graph_backend_prefill", ("disabled",), "start with --cuda-graph-backend-prefill disabled"),
+    ),
+}
+
+
+def check_arguments(server_args: Any, *, device: str) -> None:
     """Refuse SGLang options under which lockstep or slots would be wrong.
 
     Raises:
         UnsupportedError: names the option, its value and the remedy.
     """
-    for name, allowed, remedy in _REQUIRED:
+    for name, allowed, remedy in (*_REQUIRED, *_BY_DEVICE[device]):
         value = getattr(server_args, name, None)
         if value not in allowed:
             raise UnsupportedError(f"--{name.replace('_', '-')}", value, remedy)
 
 
-def check_layer(layer: Any) -> None:
+def check_plain_layer(layer: Any, *, parameters: Mapping[str, set[str]]) -> None:
     """Refuse a MoE layer whose weights or routing the slots cannot stand in for.
+
+    Args:
+        layer: SGLang's.
+        parameters: names of the parameters, by the quantisation method that has just these.
 
     Raises:
         UnsupportedError: names what the layer has that slots do not.
@@ -52,17 +72,17 @@ def check_layer(layer: Any) -> None:
     if (layer_type.__module__, layer_type.__name__) != ("sglang.srt.layers.moe.fused_moe_triton.layer", "FusedMoE"):
         raise UnsupportedError("MoE layer class", layer_type.__qualname__, "serve a model whose experts are FusedMoE")
     method = type(layer.quant_method).__name__
-    if method != "UnquantizedFusedMoEMethod":
-        raise UnsupportedError("expert quantisation", method, "serve an unquantised checkpoint")
+    if method not in parameters:
+        raise UnsupportedError("expert quantisation", method, f"serve a checkpoint for {sorted(parameters)}")
     if layer.num_fused_shared_experts:
         raise UnsupportedError(
             "fused shared experts", layer.num_fused_shared_experts, "start with --disable-shared-experts-fusion"
         )
     if layer.with_bias:
         raise UnsupportedError("expert biases", True, "serve a model whose experts have weights only")
-    extra = sorted(set(dict(layer.named_parameters())) - {"w13_weight", "w2_weight"})
+    extra = sorted(set(dict(layer.named_parameters())) ^ parameters[method])
     if extra:
-        raise UnsupportedError("expert parameters", extra, "serve a model whose experts are w13_weight and w2_weight")
+        raise UnsupportedError("expert parameters", extra, f"serve a model whose experts are {parameters[method]}")
     if layer.moe_runner_config.apply_router_weight_on_input:
         raise UnsupportedError("apply_router_weight_on_input", True, "serve a model that weighs outputs")
 

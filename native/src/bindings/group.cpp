@@ -131,7 +131,8 @@ std::map<std::string, u64> counters_of(const Group& group) {
           {"suspected_gossip", c.suspected_gossip},
           {"missed_deadlines", c.missed_deadlines},
           {"slept", c.slept},
-          {"renewed_inboxes", c.renewed_inboxes}};
+          {"renewed_inboxes", c.renewed_inboxes},
+          {"masked", c.masked}};
 }
 
 void bind_results(py::module_& module) {

@@ -174,6 +174,7 @@ bool ControlBlock::wait_fault(u64 after, double timeout_s) const {
 }
 
 float ControlBlock::receive_wait_us(u32 source) const { return load_relaxed(page_->wait_us[source]); }
+void ControlBlock::set_wait(u32 source, float us) { store_relaxed(page_->wait_us[source], us); }
 void ControlBlock::note_wait(u32 source, float us) {
   float& mean = page_->wait_us[source];
   const float before = load_relaxed(mean);

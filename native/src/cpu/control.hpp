@@ -52,6 +52,8 @@ class ControlBlock {
   bool wait_fault(u64 after, double timeout_s) const;
 
   float receive_wait_us(u32 source) const;
+  /// For a data plane that keeps its means elsewhere.
+  void set_wait(u32 source, float us);
   /// Decays the mean by 1/16 towards `us`.
   void note_wait(u32 source, float us);
 

@@ -34,6 +34,7 @@ DispatchOutcome Group::dispatch(u32 layer, const TokenBatch& batch) {
     in_round_ = true;
     outcome.pairs = outcome.status == Status::kOk ? pair_count_ : 0;
     outcome.masked = masked_;
+    bump(counters_.masked, masked_);
   }
   outcome.suspects = suspected_;
   return outcome;

@@ -75,6 +75,7 @@ struct Counters {
   u64 syncs = 0, rounds = 0, bytes_sent = 0, bytes_received = 0;
   u64 suspected_dead = 0, suspected_silent = 0, suspected_slow = 0, suspected_gossip = 0;
   u64 missed_deadlines = 0, slept = 0, renewed_inboxes = 0;
+  u64 masked = 0;
 };
 
 class Group {

@@ -39,6 +39,7 @@ struct Combine {
   u8* missing;    // [tokens]: contributions that are not in the sum
   u32 weighted;   // the experts' output is already multiplied by the router's weight
   u32* counts;    // of the dispatch: cleared at the end of the round
+  i32* pair_slots;  // pair list: -1 again at the end of the round, so that rows that did not arrive are nobody's; else null
 };
 
 /// The phases may be launches of their own: work that needs no multiprocessor of the waiting kernel then runs between them.

@@ -1,7 +1,9 @@
 // The binding file only delegates.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../bindings/bindings.hpp"
 #include "rank.hpp"
 
 namespace py = pybind11;
@@ -18,7 +20,8 @@ cudaStream_t stream_of(u64 handle) { return reinterpret_cast<cudaStream_t>(handl
 Batch batch_of(u64 ids, bool ids_are_64, u32 tokens, u32 topk, u32 layer) { return Batch{tokens, topk, layer, ids_are_64 ? 1U : 0U, at<const void>(ids)}; }
 
 std::unique_ptr<DeviceRank> make_rank(int device, u32 rank, u64 incarnation, u32 max_ranks, u32 max_tokens, u32 hidden, u32 max_topk, u32 max_slots,
-                                      u32 n_experts, u32 n_layers, bool fp8, u32 blocks, u32 threads, bool fixed, u32 fixed_ranks) {
+                                      u32 n_experts, u32 n_layers, bool fp8, u32 blocks, u32 threads, bool fixed, u32 fixed_ranks,
+                                      std::shared_ptr<ControlBlock> control, int doorbell) {
   RankOptions options;
   options.device = device;
   options.rank = rank;
@@ -27,6 +30,9 @@ std::unique_ptr<DeviceRank> make_rank(int device, u32 rank, u64 incarnation, u32
   options.grid = Grid{blocks, threads};
   options.fixed = fixed;
   options.fixed_ranks = fixed_ranks;
+  options.control = std::move(control);
+  options.doorbell = doorbell;
+  const py::gil_scoped_release release;
   return std::make_unique<DeviceRank>(options);
 }
 
@@ -37,6 +43,49 @@ py::tuple wait_sync(const DeviceRank& self, u64 after, double timeout_s) {
     outcome = self.wait_sync(after, timeout_s);
   }
   return py::make_tuple(outcome.finished, outcome.status, outcome.present, outcome.suspects);
+}
+
+py::array_t<float> loads_of(const DeviceRank& self) {
+  const Geometry& g = self.options().geometry;
+  const std::vector<float> loads = self.loads();
+  py::array_t<float> out({g.n_layers, g.n_experts});
+  std::copy(loads.begin(), loads.end(), out.mutable_data());
+  return out;
+}
+
+/// A contiguous buffer of host memory; the caller holds it while it is copied.
+struct HostBytes {
+  explicit HostBytes(const py::buffer& buffer, bool writable) : info(buffer.request(writable)) {
+    if (!PyBuffer_IsContiguous(info.view(), 'C')) throw py::value_error("buffer: must be contiguous");
+  }
+  py::buffer_info info;
+  u64 bytes() const { return static_cast<u64>(info.size) * static_cast<u64>(info.itemsize); }
+};
+
+void write_bytes(SharedMemory& self, u64 offset, const py::buffer& from) {
+  const HostBytes host(from, false);
+  const py::gil_scoped_release release;
+  self.write(offset, host.info.ptr, host.bytes());
+}
+void read_bytes(SharedMemory& self, u64 offset, const py::buffer& to) {
+  const HostBytes host(to, true);
+  const py::gil_scoped_release release;
+  self.read(offset, host.info.ptr, host.bytes());
+}
+
+py::dict packed_numbers(const TableData& table, u32 own_rank, u32 max_ranks, u32 max_slots) {
+  Geometry g;
+  g.max_ranks = max_ranks, g.max_slots = max_slots, g.n_experts = table.n_experts, g.n_layers = table.n_layers;
+  const PackedTable packed = pack_table(table, g, own_rank, max_ranks * max_slots);
+  std::vector<std::tuple<u32, u32, u32>> replicas;
+  for (const Replica& replica : packed.replicas) replicas.emplace_back(replica.rank, replica.slot, replica.cumulative);
+  py::dict out;
+  out["epoch"] = packed.header.epoch;
+  out["member"] = packed.header.member != 0;
+  out["active"] = eep::ranks_of(RankMask{{packed.header.active[0], packed.header.active[1]}});
+  out["offsets"] = packed.offsets;
+  out["replicas"] = replicas;
+  return out;
 }
 
 py::dict geometry_numbers(u32 max_ranks, u32 max_tokens, u32 hidden, u32 max_topk, u32 max_slots, u32 n_experts, u32 n_layers, bool fp8) {
@@ -65,6 +114,7 @@ PYBIND11_MODULE(_cuda, module) {
   });
   module.def("geometry", &geometry_numbers, py::kw_only(), py::arg("max_ranks"), py::arg("max_tokens"), py::arg("hidden"), py::arg("max_topk"),
              py::arg("max_slots"), py::arg("n_experts"), py::arg("n_layers"), py::arg("fp8"));
+  module.def("pack_table", &packed_numbers, py::arg("table"), py::kw_only(), py::arg("own_rank"), py::arg("max_ranks"), py::arg("max_slots"));
   module.def("tag", [](u32 epoch, u32 number) { return tag_of(epoch, number); });
   module.def("pair_hash", &pair_hash);
   module.def("choose_replica", [](const std::vector<u32>& cumulative, u32 source, u32 token, u32 k, u32 expert) {
@@ -84,6 +134,18 @@ PYBIND11_MODULE(_cuda, module) {
         return out;
       });
 
+  py::class_<PinnedMemory>(module, "PinnedMemory", py::buffer_protocol())
+      .def(py::init<u64>(), py::arg("bytes"))
+      .def_buffer([](PinnedMemory& self) { return py::buffer_info(self.data(), static_cast<py::ssize_t>(self.bytes()), false); });
+  py::class_<SharedMemory>(module, "SharedMemory")
+      .def(py::init<int, u64>(), py::kw_only(), py::arg("device"), py::arg("bytes"))
+      .def(py::init<int, int, u64>(), py::kw_only(), py::arg("device"), py::arg("descriptor"), py::arg("bytes"))
+      .def_property_readonly("address", [](const SharedMemory& self) { return reinterpret_cast<u64>(self.base()); })
+      .def_property_readonly("bytes", &SharedMemory::bytes)
+      .def("descriptor", &SharedMemory::descriptor)
+      .def("write", &write_bytes, py::arg("offset"), py::arg("source"))
+      .def("read", &read_bytes, py::arg("offset"), py::arg("to"));
+
   py::class_<Fault>(module, "Fault")
       .def_readonly("serial", &Fault::serial)
       .def_readonly("epoch", &Fault::epoch)
@@ -91,24 +153,27 @@ PYBIND11_MODULE(_cuda, module) {
       .def_readonly("layer", &Fault::layer)
       .def_readonly("suspect", &Fault::suspect)
       .def_readonly("evidence", &Fault::evidence)
+      .def_readonly("step", &Fault::step)
       .def_readonly("device_ns", &Fault::device_ns);
 
   using Release = py::call_guard<py::gil_scoped_release>;
   py::class_<DeviceRank>(module, "DeviceRank")
       .def(py::init(&make_rank), py::kw_only(), py::arg("device"), py::arg("rank"), py::arg("incarnation"), py::arg("max_ranks"),
            py::arg("max_tokens"), py::arg("hidden"), py::arg("max_topk"), py::arg("max_slots"), py::arg("n_experts"), py::arg("n_layers"),
-           py::arg("fp8"), py::arg("blocks"), py::arg("threads"), py::arg("fixed"), py::arg("fixed_ranks"))
+           py::arg("fp8"), py::arg("blocks"), py::arg("threads"), py::arg("fixed"), py::arg("fixed_ranks"), py::arg("control").none(true), py::arg("doorbell"))
       .def("inbox_descriptor", &DeviceRank::inbox_descriptor, Release())
       .def("renew_inbox", &DeviceRank::renew_inbox, Release())
-      .def("connect", &DeviceRank::connect, Release())
+      .def("connect", &DeviceRank::connect, Release(), py::arg("peer"), py::kw_only(), py::arg("incarnation"), py::arg("descriptor"), py::arg("pid"))
       .def("disconnect", &DeviceRank::disconnect, Release())
+      .def("linked", &DeviceRank::linked)
       .def("chunk_address", &DeviceRank::chunk_address)
       .def("peer_address", &DeviceRank::peer_address)
       .def_property_readonly("chunk_bytes", &DeviceRank::chunk_bytes)
       .def_property_readonly("slot_capacity", &DeviceRank::slot_capacity)
-      .def("stage", [](DeviceRank& self, const TableData& table) { self.stage(table); })  // native.Table: the type is shared by both modules
+      .def("stage", &DeviceRank::stage, Release())  // native.Table: the type is shared by both modules
       .def_property_readonly("staged_epoch", &DeviceRank::staged_epoch)
-      .def("activate", &DeviceRank::activate, py::arg("epoch"), py::kw_only(), py::arg("at_step"))
+      .def("activate", &DeviceRank::activate, Release())
+      .def("activate_at", &DeviceRank::activate_at, py::arg("epoch"), py::kw_only(), py::arg("at_step"))
       .def_property_readonly("running_epoch", &DeviceRank::running_epoch)
       .def("set_limits", &DeviceRank::set_limits, Release(), py::kw_only(), py::arg("silence_ns"), py::arg("hard_ns"), py::arg("min_polls"))
       .def(
@@ -121,11 +186,13 @@ PYBIND11_MODULE(_cuda, module) {
       .def("call_off", &DeviceRank::call_off)
       .def("fence", &DeviceRank::fence)
       .def("mark_dead", &DeviceRank::mark_dead)
-      .def("clear_dead", &DeviceRank::clear_dead)
       .def("faults", &DeviceRank::faults, py::kw_only(), py::arg("after"))
       .def_property_readonly("status", &DeviceRank::status)
       .def_property_readonly("suspects", &DeviceRank::suspects)
       .def_property_readonly("syncs_done", &DeviceRank::syncs_done)
+      .def_property_readonly("next_sync", &DeviceRank::next_sync)
+      .def("publish_faults", &DeviceRank::publish_faults, Release())
+      .def("loads", &loads_of)
       .def("wait_sync", &wait_sync, py::kw_only(), py::arg("after"), py::arg("timeout_s"))
       .def("row",
            [](const DeviceRank& self, u32 rank) {
@@ -142,6 +209,7 @@ PYBIND11_MODULE(_cuda, module) {
              out["syncs"] = c.forwards;
              out["rounds_ok"] = c.rounds_ok;
              out["rounds_lost"] = c.rounds_lost;
+             out["masked"] = c.masked;
              out["faults"] = c.fault_count;
              return out;
            })
@@ -163,13 +231,13 @@ PYBIND11_MODULE(_cuda, module) {
       .def(
           "launch_combine",
           [](DeviceRank& self, u64 stream, u32 phases, u64 y, u64 out, u64 missing, u64 ids, bool ids_are_64, bool weighted, u32 tokens, u32 topk,
-             u32 layer, u64 counts) {
+             u32 layer, u64 counts, u64 pair_slots) {
             const Combine c{batch_of(ids, ids_are_64, tokens, topk, layer), at<const u8>(y), at<u8>(out), at<u8>(missing), weighted ? 1U : 0U,
-                            at<u32>(counts)};
+                            at<u32>(counts), at<i32>(pair_slots)};
             self.launch_combine(c, phases, stream_of(stream));
           },
           py::kw_only(), py::arg("stream"), py::arg("phases"), py::arg("y"), py::arg("out"), py::arg("missing"), py::arg("ids"),
-          py::arg("ids_are_64"), py::arg("weighted"), py::arg("tokens"), py::arg("topk"), py::arg("layer"), py::arg("counts"));
+          py::arg("ids_are_64"), py::arg("weighted"), py::arg("tokens"), py::arg("topk"), py::arg("layer"), py::arg("counts"), py::arg("pair_slots"));
 }
 
 }  // namespace eep::gpu

@@ -48,7 +48,7 @@ EEP_DEVICE void read_places(const Thread& self, const Params& p, const View& v, 
 EEP_DEVICE void push_partials(const Thread& self, const Params& p, const View& v, const Combine& c, u32 source, u32 tokens,
                               const Share& share, const i32* places, const float* weights) {
   const Geometry& g = p.geometry;
-  u8* chunk = p.peers[source];
+  u8* chunk = peers_of(p, v.table)[source];
   const u32 own = tokens > share.part ? divide_up(tokens - share.part, share.parts) : 0;
   const u32 vectors = g.hidden / 8, segments = divide_up(vectors, kSegmentPieces);
   for (u32 item = self.warp(); item < own * segments; item += self.warps()) {
@@ -97,7 +97,7 @@ EEP_DEVICE void send_partials(const Thread& self, const Params& p, const View& v
   if (!last_block(self, &p.context->combine_ticket)) return;
   for (u32 rank = self.thread(); rank < g.max_ranks; rank += self.threads()) {
     if (!v.live(rank) || (kElastic && !in_mask(v.arrived, rank))) continue;
-    publish(control_of(p.peers[rank])->combine[v.parity()], tag_of(v.epoch, v.round), p.incarnation, c.batch.tokens,
+    publish(control_of(peers_of(p, v.table)[rank])->combine[v.parity()], tag_of(v.epoch, v.round), p.incarnation, c.batch.tokens,
             static_cast<i32>(c.batch.layer));
   }
 }
@@ -178,8 +178,25 @@ EEP_DEVICE void sum_partials(const Thread& self, const Params& p, const View& v,
   }
 }
 
+/// Counts the layer's rounds and halves its loads now and then: statistics of the last few thousand steps, whatever the load was before.
+EEP_DEVICE void decay_loads(const Thread& self, const Params& p, u32 layer) {
+  if ((p.layer_rounds[layer] + 2) % kHalfLife == 0) {  // before the next round's pairs are counted, as on the CPU
+    float* loads = p.loads + static_cast<u64>(layer) * p.geometry.n_experts;
+    for (u32 i = self.thread(); i < p.geometry.n_experts; i += self.threads()) store_relaxed(&loads[i], 0.5F * load_relaxed(&loads[i]));
+  }
+  self.barrier();  // everybody has read the count before it grows
+  if (self.thread() == 0) p.layer_rounds[layer] += 1;
+}
+
 /// Ends the round: counts are zero for the next dispatch, the round has moved on, and the host can read how it went.
+template <bool kElastic>
 EEP_DEVICE void finish_round(const Thread& self, const Params& p, const View& v, const Combine& c) {
+  if constexpr (kElastic) decay_loads(self, p, c.batch.layer);
+  if (c.pair_slots != nullptr) {
+    const u32 pairs = load_relaxed(&c.counts[p.geometry.max_slots]);
+    for (u32 i = self.thread(); i < pairs; i += self.threads()) c.pair_slots[i] = -1;
+    self.barrier();  // everybody has read the count before it is cleared
+  }
   for (u32 i = self.thread(); i < p.geometry.max_slots + 1; i += self.threads()) store_relaxed(&c.counts[i], 0);
   if (self.thread() != 0) return;
   Context& context = *p.context;
@@ -219,7 +236,7 @@ EEP_DEVICE void receive_partials(const Thread& self, const Params& p, const View
     const Range own = own_range(self, g, c.batch.tokens);
     count_missing(self, c, divide_up(own.begin, own.segments), divide_up(own.end, own.segments), nullptr, came);
   }
-  if (last_block(self, &p.context->finish_ticket)) finish_round(self, p, v, c);
+  if (last_block(self, &p.context->finish_ticket)) finish_round<kElastic>(self, p, v, c);
 }
 
 /// One combine. In a poisoned epoch it only says that everything is missing and ends the round, so that a captured graph drains.

@@ -26,12 +26,13 @@ if(NOT EEP_CUDA STREQUAL OFF)
       endif()
     endforeach()
     pybind11_add_module(_cuda
-      src/cuda/bindings.cpp src/cuda/driver.cpp src/cuda/memory.cpp src/cuda/rank.cpp src/cuda/kernels.cu src/cpu/tables.cpp)
+      src/cuda/bindings.cpp src/cuda/driver.cpp src/cuda/heartbeat.cpp src/cuda/links.cpp src/cuda/memory.cpp src/cuda/pack.cpp src/cuda/rank.cpp
+      src/cuda/kernels.cu src/cpu/control.cpp src/cpu/tables.cpp)
     target_include_directories(_cuda PRIVATE src)
     # Static and without the driver: the module is imported on machines that have neither.
     set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 20 CUDA_ARCHITECTURES "${EEP_CUDA_ARCHITECTURES}"
       INTERPROCEDURAL_OPTIMIZATION OFF)
-    target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
+    target_link_libraries(_cuda PRIVATE CUDA::cudart_static Threads::Threads)
     target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)  # warnings are errors in the tests
     install(TARGETS _cuda DESTINATION native)
     message(STATUS "CUDA backend: yes (${CMAKE_CUDA_COMPILER_VERSION})")

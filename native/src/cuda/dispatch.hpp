@@ -88,23 +88,31 @@ EEP_DEVICE void send_slots(const Thread& self, const Params& p, const View& v, c
   }
 }
 
+/// What the control plane balances by, and what best effort leaves out.
+EEP_DEVICE void count_pair(const Params& p, const Batch& b, u32 token, u32 k, u32 route) {
+  const i64 expert = expert_of(b, token, k);
+  if (expert < 0 || expert >= static_cast<i64>(p.geometry.n_experts)) return;
+  add_relaxed(&p.loads[static_cast<u64>(b.layer) * p.geometry.n_experts + static_cast<u32>(expert)], 1.0F);
+  if (!is_route(route)) add_relaxed(&p.context->masked, static_cast<u64>(1));
+}
+
 /// Bytes of shared memory of a dispatch with `blocks` blocks.
 EEP_BOTH u64 dispatch_shared_bytes(const Geometry& g, u32 replica_stride, u32 tokens, u32 blocks, u32 topk) {
   const u32 send_tokens = divide_up(tokens, blocks) + 2, receive_tokens = g.max_tokens;
   const u32 words = send_tokens * topk > receive_tokens * g.max_topk ? send_tokens * topk : receive_tokens * g.max_topk;
-  return kHeadBytes + 8ULL * g.max_ranks + 4ULL * (table_words(g, replica_stride) + 2) + 4ULL * words;
+  return kHeadBytes + 16ULL * g.max_ranks + 4ULL * (table_words(g, replica_stride) + 2) + 4ULL * words;
 }
 
 /// What the sending phase keeps in shared memory behind the head.
 struct SendShared {
-  u8** peers;
+  u8** peers;  // of both tables, before the step context says which one counts
   u32* tables;
   u32* routes;
 };
 template <bool kElastic>
 EEP_DEVICE SendShared send_shared(const Thread& self, const Params& p) {
   u8** peers = reinterpret_cast<u8**>(self.shared() + kHeadBytes);
-  u32* tables = reinterpret_cast<u32*>(peers + p.geometry.max_ranks);
+  u32* tables = reinterpret_cast<u32*>(peers + kTablesRead * p.geometry.max_ranks);
   return SendShared{peers, tables, tables + (kElastic ? round_up(table_words(p.geometry, p.replica_stride), 2) : 0)};
 }
 
@@ -112,7 +120,11 @@ EEP_DEVICE SendShared send_shared(const Thread& self, const Params& p) {
 template <bool kElastic>
 EEP_DEVICE void begin_send(const Thread& self, const Params& p, const Dispatch& d) {
   const SendShared shared = send_shared<kElastic>(self, p);
-  for (u32 rank = self.thread(); rank < p.geometry.max_ranks; rank += self.threads()) shared.peers[rank] = p.peers[rank];
+#if defined(__CUDACC__)
+  for (u32 i = self.thread(); i < 2 * p.geometry.max_ranks; i += self.threads()) shared.peers[i] = p.peers[i];
+#else
+  for (u32 i = self.thread(); i < p.geometry.max_ranks; i += self.threads()) shared.peers[i] = peers_of(p, p.context->table)[i];
+#endif
   if constexpr (kElastic) read_layer(self, p, d.batch.layer, shared.tables);
 }
 
@@ -120,7 +132,8 @@ template <bool kElastic, Wire kWire>
 EEP_DEVICE void send_rows(const Thread& self, const Params& p, const View& v, const Dispatch& d) {
   const Geometry& g = p.geometry;
   const Batch& b = d.batch;
-  const auto [peers, tables, routes] = send_shared<kElastic>(self, p);
+  const auto [both, tables, routes] = send_shared<kElastic>(self, p);
+  u8* const* peers = both + (kTablesRead == 2 ? v.table * g.max_ranks : 0);
   LayerView table{nullptr, nullptr};
   if constexpr (kElastic) table = chosen_layer(p, tables, v.table);
 
@@ -135,7 +148,9 @@ EEP_DEVICE void send_rows(const Thread& self, const Params& p, const View& v, co
     const u32 first_own = divide_up(begin, segments);
     send_slots(self, p, v, b, d.weights, first_own, end_token, routes + (first_own - first_token) * b.topk, peers);
     for (u32 i = self.thread(); i < (end_token - first_own) * b.topk; i += self.threads()) {
-      p.routes[static_cast<u64>(first_own + i / b.topk) * g.max_topk + i % b.topk] = routes[(first_own - first_token) * b.topk + i];
+      const u32 token = first_own + i / b.topk, k = i % b.topk, route = routes[(first_own - first_token) * b.topk + i];
+      p.routes[static_cast<u64>(token) * g.max_topk + k] = route;
+      if constexpr (kElastic) count_pair(p, b, token, k, route);
     }
   }
   for (u32 item = begin + self.warp(); item < end; item += self.warps()) {
@@ -198,6 +213,7 @@ struct Share {
   u32 source_index, source_step, part, parts;
 };
 EEP_DEVICE Share share_of(const Thread& self, u32 sources) {
+  if (sources == 0) return Share{0, 1, 0, 1};  // before the first epoch: a warm-up or a capture
   if (self.blocks() < sources) return Share{self.block(), self.blocks(), 0, 1};
   const u32 parts = self.blocks() / sources;
   const u32 index = self.block() / parts;

@@ -23,6 +23,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
 __global__ void __launch_bounds__(kSyncThreads, 1) sync_kernel(const __grid_constant__ Params p) { step_sync(Thread{}, p); }
 
+__global__ void cross_kernel(const __grid_constant__ Params p) { cross(Thread{}, p); }
+
+__global__ void beat_kernel(const __grid_constant__ Params p) { beat(Thread{}, p); }
+
 __global__ void fault_probe_kernel(const __grid_constant__ Params p) { fault_probe(Thread{}, p); }
 
 template <class Kernel>
@@ -49,8 +53,11 @@ cudaError_t prepare_kernels(u32 shared_bytes_limit) {
   }
   // Asking loads them: a kernel that is loaded at its first launch would be loaded in the middle of a capture.
   cudaFuncAttributes loaded{};
-  const cudaError_t result = cudaFuncGetAttributes(&loaded, reinterpret_cast<const void*>(sync_kernel));
-  return result != cudaSuccess ? result : cudaFuncGetAttributes(&loaded, reinterpret_cast<const void*>(fault_probe_kernel));
+  for (void (*kernel)(const Params) : {sync_kernel, cross_kernel, beat_kernel, fault_probe_kernel}) {
+    const cudaError_t result = cudaFuncGetAttributes(&loaded, reinterpret_cast<const void*>(kernel));
+    if (result != cudaSuccess) return result;
+  }
+  return cudaSuccess;
 }
 
 u64 shared_bytes_needed(const Geometry& g, u32 replica_stride) {
@@ -75,6 +82,16 @@ cudaError_t launch_combine(const Params& p, const Combine& c, u32 phases, Build 
 
 cudaError_t launch_sync(const Params& p, cudaStream_t stream) {
   sync_kernel<<<1, kSyncThreads, kHeadBytes, stream>>>(p);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_cross(const Params& p, cudaStream_t stream) {
+  cross_kernel<<<1, 32, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_beat(const Params& p, cudaStream_t stream) {
+  beat_kernel<<<1, 32, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

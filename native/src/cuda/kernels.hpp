@@ -26,6 +26,8 @@ u64 shared_bytes_needed(const Geometry& geometry, u32 replica_stride);
 cudaError_t launch_dispatch(const Params& p, const Dispatch& d, u32 phases, Build build, Grid grid, cudaStream_t stream);
 cudaError_t launch_combine(const Params& p, const Combine& c, u32 phases, Build build, Grid grid, cudaStream_t stream);
 cudaError_t launch_sync(const Params& p, cudaStream_t stream);
+cudaError_t launch_cross(const Params& p, cudaStream_t stream);
+cudaError_t launch_beat(const Params& p, cudaStream_t stream);
 cudaError_t launch_fault_probe(const Params& p, cudaStream_t stream);
 
 }  // namespace eep::gpu

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include "../cpu/handles.hpp"
+
 namespace eep::gpu {
 namespace {
 
@@ -71,23 +73,84 @@ void Inbox::renew(u32 source, cudaStream_t stream) {
   map_fresh(source, stream);
 }
 
-ImportedChunk::ImportedChunk(int device, int descriptor, u64 bytes) : bytes_(bytes) {
-  const CUresult imported = driver().mem_import(&handle_, reinterpret_cast<void*>(static_cast<std::uintptr_t>(descriptor)),
-                                                CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
-  close(descriptor);
-  check(imported, "import a peer's inbox chunk");
-  check(driver().mem_address_reserve(&address_, bytes_, 0, 0, 0), "reserve addresses for a peer's chunk");
-  check(driver().mem_map(address_, bytes_, 0, handle_, 0), "map a peer's chunk");
-  allow_access(device, address_, bytes_);
+SharedMemory::SharedMemory(int device, u64 bytes) : device_(device), bytes_(0) {
+  check(cudaSetDevice(device), "choose the device");
+  check(cudaFree(nullptr), "start the device");
+  bytes_ = allocation_bytes(device, bytes);
+  const CUmemAllocationProp prop = properties(device);
+  check(driver().mem_create(&handle_, bytes_, &prop, 0), "allocate shared device memory");
+  try {
+    map("map shared device memory");
+    check(cudaMemsetAsync(base(), 0, bytes_, stream_), "clear shared device memory");
+    check(cudaStreamSynchronize(stream_), "clear shared device memory");
+  } catch (...) {
+    release();
+    throw;
+  }
 }
 
-ImportedChunk::~ImportedChunk() {
-  if (address_ != 0) {
-    driver().mem_unmap(address_, bytes_);
-    driver().mem_address_free(address_, bytes_);
+SharedMemory::SharedMemory(int device, int descriptor, u64 bytes) : device_(device), bytes_(0) {
+  const Descriptor owned(descriptor);
+  check(cudaSetDevice(device), "choose the device");  // a thread of its own starts on device 0
+  bytes_ = allocation_bytes(device, bytes);
+  check(driver().mem_import(&handle_, reinterpret_cast<void*>(static_cast<std::uintptr_t>(owned.get())), CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+        "import a peer's memory");
+  try {
+    map("map a peer's memory");
+  } catch (...) {
+    release();
+    throw;
   }
+}
+
+void SharedMemory::map(const char* what) {
+  check(driver().mem_address_reserve(&address_, bytes_, 0, 0, 0), what);
+  check(driver().mem_map(address_, bytes_, 0, handle_, 0), what);
+  mapped_ = true;
+  allow_access(device_, address_, bytes_);
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), what);
+}
+
+void SharedMemory::release() {
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  if (mapped_) driver().mem_unmap(address_, bytes_);
+  if (address_ != 0) driver().mem_address_free(address_, bytes_);
   driver().mem_release(handle_);
 }
+
+SharedMemory::~SharedMemory() { release(); }
+
+int SharedMemory::descriptor() const {
+  int fd = -1;
+  check(driver().mem_export(&fd, handle_, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0), "export shared device memory");
+  return fd;
+}
+
+void SharedMemory::check_range(u64 offset, u64 bytes) const {
+  if (offset > bytes_ || bytes > bytes_ - offset) {
+    throw std::invalid_argument("offset = " + std::to_string(offset) + ": " + std::to_string(bytes) + " bytes from there do not fit " +
+                                std::to_string(bytes_));
+  }
+}
+
+void SharedMemory::write(u64 offset, const void* from, u64 bytes) {
+  check_range(offset, bytes);
+  check(cudaSetDevice(device_), "choose the device");
+  check(cudaMemcpyAsync(base() + offset, from, bytes, cudaMemcpyHostToDevice, stream_), "copy to the device");
+  check(cudaStreamSynchronize(stream_), "copy to the device");
+}
+
+void SharedMemory::read(u64 offset, void* to, u64 bytes) {
+  check_range(offset, bytes);
+  check(cudaSetDevice(device_), "choose the device");
+  check(cudaMemcpyAsync(to, base() + offset, bytes, cudaMemcpyDeviceToHost, stream_), "copy from the device");
+  check(cudaStreamSynchronize(stream_), "copy from the device");
+}
+
+PinnedMemory::PinnedMemory(u64 bytes) : bytes_(bytes) {
+  check(cudaHostAlloc(reinterpret_cast<void**>(&data_), bytes, cudaHostAllocPortable), "allocate pinned memory");
+}
+PinnedMemory::~PinnedMemory() { cudaFreeHost(data_); }
 
 Partition::Partition(int device, u32 parts) {
   const Driver& d = driver();

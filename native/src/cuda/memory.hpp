@@ -40,20 +40,51 @@ class Inbox {
   std::vector<bool> mapped_;
 };
 
-/// A peer's chunk, imported.
-class ImportedChunk {
+/// Device memory that processes of this host share by descriptor: a peer's inbox chunk, or a rank's expert slots.
+class SharedMemory {
  public:
-  /// Takes the descriptor over.
-  ImportedChunk(int device, int descriptor, u64 bytes);
-  ~ImportedChunk();
-  ImportedChunk(const ImportedChunk&) = delete;
-  ImportedChunk& operator=(const ImportedChunk&) = delete;
+  /// Fresh, zeroed.
+  SharedMemory(int device, u64 bytes);
+  /// What somebody else exported; takes the descriptor over.
+  SharedMemory(int device, int descriptor, u64 bytes);
+  ~SharedMemory();
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+
   u8* base() const { return reinterpret_cast<u8*>(address_); }
+  u64 bytes() const { return bytes_; }
+  /// The caller closes it.
+  int descriptor() const;
+  /// Copies from and to host memory, beside whatever the engine's streams do; return when it is done.
+  void write(u64 offset, const void* from, u64 bytes);
+  void read(u64 offset, void* to, u64 bytes);
 
  private:
+  void map(const char* what);
+  void release();
+  void check_range(u64 offset, u64 bytes) const;
+
+  int device_;
   u64 bytes_;
   CUmemGenericAllocationHandle handle_ = 0;
   CUdeviceptr address_ = 0;
+  bool mapped_ = false;
+  cudaStream_t stream_ = nullptr;
+};
+
+/// Host memory that the device copies from and to at full speed.
+class PinnedMemory {
+ public:
+  explicit PinnedMemory(u64 bytes);
+  ~PinnedMemory();
+  PinnedMemory(const PinnedMemory&) = delete;
+  PinnedMemory& operator=(const PinnedMemory&) = delete;
+  u8* data() const { return data_; }
+  u64 bytes() const { return bytes_; }
+
+ private:
+  u64 bytes_;
+  u8* data_ = nullptr;
 };
 
 /// Device memory of this process alone.

@@ -79,6 +79,8 @@ EEP_DEVICE u64 or_relaxed(u64* p, u64 bits) {
   return atomicOr(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(bits));
 }
 EEP_DEVICE u32 or_relaxed(u32* p, u32 bits) { return atomicOr(p, bits); }
+EEP_DEVICE void add_relaxed(float* p, float value) { atomicAdd(p, value); }
+EEP_DEVICE void add_relaxed(u64* p, u64 value) { atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value)); }
 EEP_DEVICE u64 or_relaxed_system(u64* p, u64 bits) {
   return atomicOr_system(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(bits));
 }
@@ -93,6 +95,12 @@ EEP_DEVICE u64 load_relaxed(const u64* p) {
   return value;
 }
 EEP_DEVICE void store_relaxed(u32* p, u32 value) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+EEP_DEVICE float load_relaxed(const float* p) {
+  float value;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(p) : "memory");
+  return value;
+}
+EEP_DEVICE void store_relaxed(float* p, float value) { asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
 EEP_DEVICE void store_relaxed(u64* p, u64 value) { asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory"); }
 
 EEP_DEVICE u64 now_ns() {
@@ -182,6 +190,8 @@ inline u32 add_acquire_release(u32* p, u32 value) { return __atomic_fetch_add(p,
 inline u32 add_relaxed(u32* p, u32 value) { return __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
 inline u64 or_relaxed(u64* p, u64 bits) { return __atomic_fetch_or(p, bits, __ATOMIC_RELAXED); }
 inline u32 or_relaxed(u32* p, u32 bits) { return __atomic_fetch_or(p, bits, __ATOMIC_RELAXED); }
+inline void add_relaxed(float* p, float value) { std::atomic_ref<float>(*p).fetch_add(value, std::memory_order_relaxed); }
+inline void add_relaxed(u64* p, u64 value) { __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
 inline u64 or_relaxed_system(u64* p, u64 bits) {
   crash_point();
   return __atomic_fetch_or(p, bits, __ATOMIC_RELAXED);
@@ -190,6 +200,8 @@ inline u32 load_relaxed(const u32* p) { return __atomic_load_n(p, __ATOMIC_RELAX
 inline u64 load_relaxed(const u64* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 inline void store_relaxed(u32* p, u32 value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
 inline void store_relaxed(u64* p, u64 value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
+inline float load_relaxed(const float* p) { return std::atomic_ref<float>(*const_cast<float*>(p)).load(std::memory_order_relaxed); }
+inline void store_relaxed(float* p, float value) { std::atomic_ref<float>(*p).store(value, std::memory_order_relaxed); }
 
 inline u64 now_ns() {
   return static_cast<u64>(

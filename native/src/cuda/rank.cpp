@@ -1,9 +1,13 @@
 #include "rank.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
+
+#include "../cpu/clock.hpp"
 
 namespace eep::gpu {
 namespace {
@@ -32,6 +36,8 @@ const RankOptions& checked(const RankOptions& o) {
 u64 read(const u64& word) { return std::atomic_ref<u64>(const_cast<u64&>(word)).load(std::memory_order_acquire); }
 void write(u64& word, u64 value) { std::atomic_ref<u64>(word).store(value, std::memory_order_release); }
 
+constexpr u32 kBeatsPerReport = 50;  // once a second
+
 std::vector<u32> ranks_of(const u64* mask) {
   std::vector<u32> out;
   const u64 words[kMaskWords] = {read(mask[0]), read(mask[1])};
@@ -48,14 +54,18 @@ DeviceRank::DeviceRank(const RankOptions& options)
       inbox_((check(cudaSetDevice(options.device), "choose the device"), check(cudaFree(nullptr), "start the device"), options.device),
              options.geometry.max_ranks, options.geometry.chunk_bytes()),
       replica_stride_(options.geometry.max_ranks * options.geometry.max_slots),
+      links_(options.rank, options.geometry.max_ranks),
       context_(1),
       limits_(1),
       tables_(2),
       offsets_(2ULL * options.geometry.n_layers * (options.geometry.n_experts + 1)),
       routes_(static_cast<size_t>(options.geometry.max_tokens) * options.geometry.max_topk),
       replicas_(2ULL * options.geometry.n_layers * replica_stride_),
-      peers_(options.geometry.max_ranks),
-      pair_rows_(static_cast<size_t>(options.geometry.max_rows()) * options.geometry.max_topk) {
+      peers_(2ULL * options.geometry.max_ranks),
+      pair_rows_(static_cast<size_t>(options.geometry.max_rows()) * options.geometry.max_topk),
+      loads_(static_cast<size_t>(options.geometry.n_layers) * options.geometry.n_experts),
+      layer_rounds_(options.geometry.n_layers),
+      waits_(kMaxRanks) {
   int lowest = 0, highest = 0;
   check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "ask for stream priorities");
   check(cudaStreamCreateWithPriority(&control_, cudaStreamNonBlocking, highest), "create the control stream");
@@ -86,88 +96,133 @@ DeviceRank::DeviceRank(const RankOptions& options)
   params_.inbox = inbox_.base();
   params_.routes = routes_.data();
   params_.pair_rows = pair_rows_.data();
+  params_.loads = loads_.data();
+  params_.layer_rounds = layer_rounds_.data();
+  params_.waits = waits_.data();
   set_limits(1'000'000'000ULL, 30'000'000'000ULL, 1000);
   check(cudaDeviceSynchronize(), "prepare the rank");  // memory was cleared on a stream that the engine's streams do not wait for
+  heartbeat_ = std::make_unique<Heartbeat>(
+      links_, HeartbeatHooks{[this](const Link&) {
+                               for (u32 index = 0; index < 2; ++index) write_dead(index);
+                             },
+                             [this] { heed_agent(); }, [this] { beat(); }});
 }
 
 DeviceRank::~DeviceRank() {
+  heartbeat_.reset();
   cudaStreamSynchronize(control_);
   cudaStreamDestroy(control_);
 }
 
 int DeviceRank::renew_inbox(u32 source) {
-  if (source >= options_.geometry.max_ranks) throw std::invalid_argument("source = " + std::to_string(source) + ": no such rank");
+  if (source >= options_.geometry.max_ranks || source == options_.rank) {
+    throw std::invalid_argument("source = " + std::to_string(source) + ": must be another rank below max_ranks");
+  }
+  use_device();
+  const std::lock_guard lock(tables_mutex_);
+  const u64 epoch = read(page_->running_epoch);
+  if (epoch != 0 && staged_[read(page_->running_table)].active.has(source)) {
+    const std::vector<u32> suspected = suspects();
+    if (std::find(suspected.begin(), suspected.end(), source) == suspected.end() && !links_.is_dead(source)) {
+      throw std::runtime_error("rank " + std::to_string(source) + " is active in epoch " + std::to_string(epoch) +
+                               " and not suspected: its inbox is in use; renew it when the epoch has moved on");
+    }
+    check(cudaDeviceSynchronize(), "wait for kernels that read an inbox");  // they leave on the same evidence
+  }
   inbox_.renew(source, control_);
   return inbox_.descriptor(source);
 }
 
-void DeviceRank::patch_peer(u32 peer, u8* address) {
-  check(cudaMemcpyAsync(peers_.data() + peer, &address, sizeof address, cudaMemcpyHostToDevice, control_), "patch the peer table");
-  check(cudaStreamSynchronize(control_), "patch the peer table");
-}
-
-void DeviceRank::connect(u32 peer, int descriptor) {
-  if (peer >= options_.geometry.max_ranks) throw std::invalid_argument("peer = " + std::to_string(peer) + ": no such rank");
-  auto chunk = std::make_unique<ImportedChunk>(options_.device, descriptor, inbox_.stride());
-  patch_peer(peer, chunk->base());
-  links_[peer] = std::move(chunk);  // the former one, if any, is unmapped only now that nothing points at it
-}
-
-void DeviceRank::disconnect(u32 peer) {
-  patch_peer(peer, nullptr);
-  links_.erase(peer);
+void DeviceRank::connect(u32 peer, u64 incarnation, int descriptor, int pid) {
+  if (peer >= options_.geometry.max_ranks || peer == options_.rank) {
+    close(descriptor);
+    throw std::invalid_argument("peer = " + std::to_string(peer) + ": must be another rank below max_ranks");
+  }
+  links_.connect(std::make_shared<Link>(peer, incarnation, options_.device, descriptor, inbox_.stride(), pid));
+  heartbeat_->wake();
 }
 
 u32 DeviceRank::idle_table() const { return read(page_->running_epoch) == 0 ? 0 : 1 - static_cast<u32>(read(page_->running_table)); }
 
 void DeviceRank::stage(const TableData& table) {
   const Geometry& g = options_.geometry;
-  if (table.n_layers != g.n_layers || table.n_experts != g.n_experts) {
-    throw std::invalid_argument("table: " + std::to_string(table.n_layers) + " layers × " + std::to_string(table.n_experts) +
-                                " experts, the instance has " + std::to_string(g.n_layers) + " × " + std::to_string(g.n_experts));
+  const bool member = table.active.has(options_.rank);
+  if (member && table.incarnations.at(options_.rank) != options_.incarnation) {
+    throw std::invalid_argument("the table counts on incarnation " + std::to_string(table.incarnations[options_.rank]) + " of rank " +
+                                std::to_string(options_.rank) + ", this process is " + std::to_string(options_.incarnation));
   }
-  if (table.incarnations.size() > kMaxRanks) throw std::invalid_argument("incarnations: more than 128");
+  PackedTable packed = pack_table(table, g, options_.rank, replica_stride_);
+  use_device();
+  packed.header.linked = links_.unlinked(table) == g.max_ranks ? 1 : 0;
+  const std::lock_guard lock(tables_mutex_);
   const u32 index = idle_table();
   write(page_->activate_step[index], kNeverStep);
-  TableHeader header{};
-  header.epoch = table.epoch;
-  header.member = table.active.has(options_.rank) ? 1 : 0;
-  std::copy(std::begin(table.active.words), std::end(table.active.words), header.active);
-  std::copy(table.incarnations.begin(), table.incarnations.end(), header.incarnations);
-  std::vector<u32> offsets;
-  std::vector<Replica> replicas(static_cast<size_t>(g.n_layers) * replica_stride_);
-  for (u32 layer = 0; layer < g.n_layers; ++layer) {  // each layer's lists start on their own stride: a kernel copies one layer
-    const LayerView view = table.layer(layer);
-    const u32 first = view.offsets[0], count = view.offsets[g.n_experts] - first;
-    if (count > replica_stride_) throw std::invalid_argument("table: layer " + std::to_string(layer) + " has more replicas than max_ranks × max_slots");
-    for (u32 i = first; i < first + count; ++i) {
-      const Replica& replica = view.replicas[i];
-      if (replica.rank >= g.max_ranks || replica.slot >= g.max_slots) {
-        throw std::invalid_argument("table: rank " + std::to_string(replica.rank) + " slot " + std::to_string(replica.slot) + " is outside " +
-                                    std::to_string(g.max_ranks) + " ranks × " + std::to_string(g.max_slots) + " slots");
-      }
-    }
-    for (u32 expert = 0; expert <= g.n_experts; ++expert) offsets.push_back(view.offsets[expert] - first);
-    std::copy_n(view.replicas + first, count, replicas.begin() + static_cast<std::ptrdiff_t>(layer) * replica_stride_);
-  }
+  check(cudaStreamSynchronize(control_), "stage a table");  // a beat may still be on its way through what this buffer held
+  write_links(index, table);
   const auto copy = [&](void* to, const void* from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, control_), "stage a table");
   };
-  copy(tables_.data() + index, &header, sizeof header);
-  copy(offsets_.data() + offsets.size() * index, offsets.data(), offsets.size() * sizeof(u32));
-  copy(replicas_.data() + replicas.size() * index, replicas.data(), replicas.size() * sizeof(Replica));
+  copy(tables_.data() + index, &packed.header, sizeof packed.header);
+  copy(offsets_.data() + packed.offsets.size() * index, packed.offsets.data(), packed.offsets.size() * sizeof(u32));
+  copy(replicas_.data() + packed.replicas.size() * index, packed.replicas.data(), packed.replicas.size() * sizeof(Replica));
   check(cudaStreamSynchronize(control_), "stage a table");
-  staged_[index] = table.epoch;
+  staged_[index] = table;
 }
 
-u32 DeviceRank::staged_epoch() const { return staged_[idle_table()]; }
+void DeviceRank::write_links(u32 index, const TableData& table) {
+  const std::vector<u8*> addresses = links_.hold(index, table, inbox_chunk(params_, options_.rank));
+  check(cudaMemcpyAsync(peers_.data() + addresses.size() * index, addresses.data(), addresses.size() * sizeof(u8*), cudaMemcpyHostToDevice, control_),
+        "write the peer table");
+  check(cudaStreamSynchronize(control_), "write the peer table");
+  write_dead(index);
+}
 
-void DeviceRank::activate(u32 epoch, u64 at_step) {
-  const u32 index = idle_table();
-  if (staged_[index] != epoch) {
-    throw std::invalid_argument("epoch = " + std::to_string(epoch) + " is not staged (staged: " + std::to_string(staged_[index]) + ")");
+void DeviceRank::write_dead(u32 index) {
+  const auto mask = links_.dead_in(index);
+  for (u32 w = 0; w < kMaskWords; ++w) write(page_->dead[index][w], mask[w]);
+}
+
+u32 DeviceRank::staged_epoch() const {
+  const std::lock_guard lock(tables_mutex_);
+  const u32 epoch = staged_[idle_table()].epoch;
+  return epoch > read(page_->running_epoch) ? epoch : 0;
+}
+
+void DeviceRank::check_staged(u32 index, u32 epoch) const {
+  if (epoch <= read(page_->running_epoch)) {
+    throw std::invalid_argument("epoch = " + std::to_string(epoch) + " is not newer than " + std::to_string(read(page_->running_epoch)) +
+                                ": epochs only grow");
   }
+  const TableData& table = staged_[index];
+  if (table.epoch != epoch) {
+    throw std::runtime_error("epoch " + std::to_string(epoch) + " is not staged (staged: " + std::to_string(table.epoch) + "): stage its table first");
+  }
+  if (const u32 peer = links_.unlinked(table); peer != options_.geometry.max_ranks) {
+    throw std::runtime_error("epoch " + std::to_string(epoch) + " counts on incarnation " + std::to_string(table.incarnations[peer]) + " of rank " +
+                             std::to_string(peer) + ", which is not connected: connect it before activating");
+  }
+}
+
+void DeviceRank::activate(u32 epoch) {
+  use_device();
+  const std::lock_guard lock(tables_mutex_);
+  const u32 index = idle_table();
+  check_staged(index, epoch);
+  write_links(index, staged_[index]);
+  write(page_->activate_step[index], 0);
+  check(launch_cross(params_, control_), "cross into an epoch");
+  check(cudaStreamSynchronize(control_), "cross into an epoch");
+  entered_ = true;
+  if (options_.control) options_.control->set_epoch(epoch);
+}
+
+void DeviceRank::activate_at(u32 epoch, u64 at_step) {
+  const std::lock_guard lock(tables_mutex_);
+  const u32 index = idle_table();
+  check_staged(index, epoch);
   write(page_->activate_step[index], at_step);
+  entered_ = true;
+  if (options_.control) options_.control->set_epoch(epoch);
 }
 
 u64 DeviceRank::running_epoch() const { return read(page_->running_epoch); }
@@ -190,11 +245,8 @@ void DeviceRank::call_off(u64 epoch) { write(page_->abort_epoch, std::max(epoch,
 void DeviceRank::fence() { write(page_->fenced, 1); }
 void DeviceRank::mark_dead(u32 rank) {
   if (rank >= kMaxRanks) throw std::invalid_argument("rank = " + std::to_string(rank) + ": must be below 128");
-  std::atomic_ref<u64>(page_->dead[rank / 64]).fetch_or(bit_of(rank));
-}
-void DeviceRank::clear_dead(u32 rank) {
-  if (rank >= kMaxRanks) throw std::invalid_argument("rank = " + std::to_string(rank) + ": must be below 128");
-  std::atomic_ref<u64>(page_->dead[rank / 64]).fetch_and(~bit_of(rank));
+  links_.mark_dead(rank);
+  for (u32 index = 0; index < 2; ++index) write_dead(index);
 }
 
 std::vector<Fault> DeviceRank::faults(u64 after) const {
@@ -202,7 +254,7 @@ std::vector<Fault> DeviceRank::faults(u64 after) const {
   for (const FaultEntry& entry : page_->faults) {
     const u64 serial = read(entry.serial);
     if (serial <= after) continue;
-    out.push_back(Fault{serial, entry.epoch, entry.round, entry.device_ns, entry.layer, entry.suspect, entry.evidence});
+    out.push_back(Fault{serial, entry.epoch, entry.round, entry.step, entry.device_ns, entry.layer, entry.suspect, entry.evidence});
   }
   std::sort(out.begin(), out.end(), [](const Fault& a, const Fault& b) { return a.serial < b.serial; });
   return out;
@@ -211,6 +263,7 @@ std::vector<Fault> DeviceRank::faults(u64 after) const {
 u32 DeviceRank::status() const { return static_cast<u32>(read(page_->op_status)); }
 std::vector<u32> DeviceRank::suspects() const { return ranks_of(page_->suspects); }
 u64 DeviceRank::syncs_done() const { return read(page_->sync_serial); }
+u64 DeviceRank::next_sync() const { return read(page_->running_sync); }
 
 SyncOutcome DeviceRank::wait_sync(u64 after, double timeout_s) const {
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(timeout_s);
@@ -254,7 +307,72 @@ void DeviceRank::launch_probe(cudaStream_t stream) {
   check(launch_fault_probe(params_, stream), "launch the fault probe");
 }
 
+void DeviceRank::heed_agent() {
+  if (!options_.control) return;
+  ControlBlock& control = *options_.control;
+  control.set_step(read(page_->sync_serial));
+  call_off(control.abort_epoch());
+  if (control.fenced()) fence();
+  if (const u32 serial = control.agent_serial(); serial != agent_serial_) {
+    agent_serial_ = serial;
+    const Ring nobody{kMaxRanks, 0, 0};
+    [[maybe_unused]] const auto written = ::write(options_.doorbell, &nobody, sizeof nobody);
+  }
+  publish_faults();
+}
+
+void DeviceRank::beat() {
+  if (!options_.control) return;
+  options_.control->beat();
+  if (!entered_) return;
+  cudaSetDevice(options_.device);
+  // An error here is the device's, and sticks: the next step reports it. Peers see silence, which is the truth.
+  static_cast<void>(launch_beat(params_, control_));
+  if (++beats_ % kBeatsPerReport == 0) publish_waits();
+}
+
+void DeviceRank::publish_waits() {
+  try {
+    const std::vector<float> waits = copy_out(waits_);
+    for (u32 source = 0; source < options_.geometry.max_ranks; ++source) options_.control->set_wait(source, waits[source]);
+  } catch (const CudaError&) {  // the device is in trouble: faults matter more than how long waits were
+  }
+}
+
+void DeviceRank::publish_faults() {
+  if (!options_.control) return;
+  const std::lock_guard lock(faults_mutex_);
+  const std::vector<Fault> fresh = faults(published_);
+  if (fresh.empty()) return;
+  const Fault& newest = fresh.back();
+  published_ = newest.serial;
+  FaultRecord record;
+  record.epoch = newest.epoch;
+  record.step = newest.step;
+  record.unix_ns = unix_ns();
+  record.layer = newest.layer;
+  for (const Fault& fault : faults(0)) {  // in order: what was slow first and silent later is silent
+    if (fault.epoch != newest.epoch || fault.serial > newest.serial) continue;
+    record.suspects.add(fault.suspect);
+    record.evidence[fault.suspect] = static_cast<eep::Evidence>(fault.evidence);
+  }
+  publish_waits();
+  options_.control->publish_fault(record);
+}
+
+template <class T>
+std::vector<T> DeviceRank::copy_out(const DeviceArray<T>& from) const {
+  use_device();
+  std::vector<T> out(from.bytes() / sizeof(T));
+  check(cudaMemcpyAsync(out.data(), from.data(), from.bytes(), cudaMemcpyDeviceToHost, control_), "read statistics");
+  check(cudaStreamSynchronize(control_), "read statistics");
+  return out;
+}
+
+std::vector<float> DeviceRank::loads() const { return copy_out(loads_); }
+
 Context DeviceRank::context() const {
+  use_device();
   Context out;
   check(cudaMemcpyAsync(&out, context_.data(), sizeof out, cudaMemcpyDeviceToHost, control_), "read the step context");
   check(cudaStreamSynchronize(control_), "read the step context");

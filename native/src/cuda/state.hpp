@@ -24,6 +24,8 @@ struct Limits {
 struct TableHeader {
   u32 epoch;
   u32 member;  // whether this rank is active in it
+  u32 linked;  // whether every member was connected when it was staged: a sync may cross into it by itself
+  u32 reserved;
   u64 active[kMaskWords];
   u64 incarnations[kMaxRanks];
 };
@@ -49,7 +51,7 @@ struct alignas(kLineBytes) Context {
   // what a run did, for introspection
   alignas(kLineBytes) u64 rounds_ok;
   u64 rounds_lost;
-  u64 longest_wait_ns;
+  u64 masked;  // (token, k) pairs of this rank whose expert had no live replica
 };
 
 /// One entry of the fault ring: `serial` is written last, with release.
@@ -61,6 +63,7 @@ struct alignas(64) FaultEntry {
   u32 suspect;
   u32 evidence;
   u32 reserved;
+  u64 step;  // syncs begun, over all epochs
   u64 device_ns;
 };
 constexpr u32 kFaultRing = 256;
@@ -76,7 +79,7 @@ struct HostPage {
   // host → device
   alignas(kLineBytes) u64 abort_epoch;  // steps under lower epochs are called off
   u64 fenced;                           // nothing is written to anyone any more
-  u64 dead[kMaskWords];                 // ranks whose process is known to be gone
+  u64 dead[2][kMaskWords];              // by table: ranks whose process, of the incarnation that the table counts on, is gone
   u64 staged_epoch[2];                  // what each of the two tables holds
   u64 activate_step[2];                 // first step that may use it; all ones: not yet
   alignas(kLineBytes) SyncRow mine;
@@ -86,7 +89,7 @@ struct HostPage {
   u64 sync_status;
   u64 running_epoch;
   u64 running_table;
-  u64 running_round;
+  u64 running_sync;  // number of the next sync within the running epoch
   u64 suspects[kMaskWords];
   u64 op_status;
   u64 rows_present[kMaskWords];
@@ -95,6 +98,9 @@ struct HostPage {
   FaultEntry faults[kFaultRing];
 };
 constexpr u64 kNeverStep = ~0ULL;
+
+/// Rounds of a layer after which its load statistics are halved, as on the CPU.
+constexpr u32 kHalfLife = 1024;
 
 /// Pointers and sizes of one rank: a kernel argument by value, captured once. Everything that changes lies behind the pointers.
 struct Params {
@@ -111,10 +117,14 @@ struct Params {
   const TableHeader* tables;  // [2]
   const u32* offsets;         // [2][layers][experts + 1]
   const Replica* replicas;    // [2][layers][replica_stride]
-  u8* const* peers;           // [max_ranks]: this rank's chunk at each peer; patched in place
+  u8* const* peers;           // [2][max_ranks]: this rank's chunk at each peer. A table keeps the links it was activated with, so that
+                              // a new incarnation's link changes nothing under a step that runs
   u8* inbox;                  // [max_ranks] chunks
   u32* routes;                // [max_tokens][max_topk]: where each pair of this rank went
   i32* pair_rows;             // [max_ranks][max_tokens][max_topk]: where each pair that came was put, or -1
+  float* loads;               // [layers][experts]: pairs this rank has routed, halved every kHalfLife rounds of a layer
+  u32* layer_rounds;          // [layers]
+  float* waits;               // [max_ranks]: decayed mean of the waits that were longer than a first look, µs
 };
 
 /// Selects the word instead of indexing it: a mask in registers stays in registers.
@@ -123,6 +133,8 @@ static_assert(kMaskWords == 2);
 EEP_BOTH u64 bit_of(u32 rank) { return 1ULL << (rank % 64); }
 
 EEP_BOTH Control* control_of(u8* chunk) { return reinterpret_cast<Control*>(chunk); }
+/// This rank's chunks at its peers, as the table in use counts on them.
+EEP_BOTH u8* const* peers_of(const Params& p, u32 table) { return p.peers + table * p.geometry.max_ranks; }
 EEP_BOTH u8* inbox_chunk(const Params& p, u32 source) { return p.inbox + p.chunk_stride * source; }
 
 }  // namespace eep::gpu

@@ -11,7 +11,7 @@ EEP_DEVICE void choose_table(const Params& p, Context& c) {
     const u64 step = load_acquire_system(&p.page->activate_step[i]);
     if (step == kNeverStep || step > c.forwards || p.tables[i].epoch <= c.epoch) continue;
     c.epoch = p.tables[i].epoch;
-    c.table = i;
+    store_relaxed(&c.table, i);  // a heartbeat may look meanwhile
     c.round = 0;
     c.sync = 0;
     store_relaxed(&c.poison, 0);
@@ -29,6 +29,7 @@ EEP_DEVICE void choose_table(const Params& p, Context& c) {
   if (load_acquire_system(&p.page->abort_epoch) > c.epoch) or_relaxed(&c.poison, kPoisonAborted);
   store_relaxed_system(&p.page->running_epoch, c.epoch);
   store_relaxed_system(&p.page->running_table, c.table);
+  store_relaxed_system(&p.page->running_sync, c.sync);
 }
 
 /// A peer that goes on without us may overwrite the line while we read it (an abort that skips an epoch): the tag is taken away first
@@ -63,7 +64,8 @@ EEP_DEVICE bool may_flip(const Params& p, const View& v) {
     if (p.page->rows[rank].prepared <= v.epoch) return false;
     committed = committed || p.page->rows[rank].committed > v.epoch;
   }
-  return committed && p.tables[1 - v.table].epoch == v.epoch + 1;
+  const TableHeader& next = p.tables[1 - v.table];
+  return committed && next.epoch == v.epoch + 1 && next.linked != 0;
 }
 
 /// Exchanges rows once under the epoch of `v`.
@@ -77,7 +79,7 @@ EEP_DEVICE void exchange_rows(const Thread& self, const Params& p, const View& v
   mine.user = load_relaxed_system(&p.page->mine.user);
   for (u32 rank = self.thread(); rank < p.geometry.max_ranks; rank += self.threads()) {
     if (!v.live(rank)) continue;
-    write_row(control_of(p.peers[rank])->sync[v.epoch & 1U][v.sync & 1U], mine, tag, p.incarnation);
+    write_row(control_of(peers_of(p, v.table)[rank])->sync[v.epoch & 1U][v.sync & 1U], mine, tag, p.incarnation);
   }
   self.barrier();  // everybody is written to before anybody is waited for
   for (u32 rank = self.thread(); rank < p.geometry.max_ranks; rank += self.threads()) {
@@ -117,6 +119,7 @@ EEP_DEVICE void step_sync(const Thread& self, const Params& p) {
       if (!flip) {
         c.forwards += 1;
         c.step += poison == 0 ? 1 : 0;
+        store_relaxed_system(&p.page->running_sync, c.sync);
 #pragma unroll
         for (u32 w = 0; w < kMaskWords; ++w) {
           store_relaxed_system(&p.page->rows_present[w], shared.came[w]);
@@ -130,6 +133,27 @@ EEP_DEVICE void step_sync(const Thread& self, const Params& p) {
     self.barrier();
     if (shared.flag == 0) return;
   }
+}
+
+/// Crosses between steps, so that the host knows at once where it stands; a sync does the same for a table that is activated by word.
+EEP_DEVICE void cross(const Thread& self, const Params& p) {
+  if (self.block() != 0 || self.thread() != 0) return;
+  choose_table(p, *p.context);
+  fence_system();
+}
+
+/// The host's heartbeat: between two kernels that wait, long computations and compilations included, a live rank's beacon moves.
+EEP_DEVICE void beat(const Thread& self, const Params& p) {
+  if (self.block() != 0 || self.thread() != 0) return;
+  const Context& c = *p.context;
+  View v{};
+  v.table = load_relaxed(&c.table);
+#pragma unroll
+  for (u32 w = 0; w < kMaskWords; ++w) {
+    v.active[w] = p.tables[v.table].active[w];
+    v.suspects[w] = load_relaxed(&c.suspects[w]);
+  }
+  if ((load_relaxed(&c.poison) & kPoisonFenced) == 0) show_life(p, v, now_ns());
 }
 
 /// G2 of the design: reports a fault and goes on spinning until the host, having seen it, calls the step off. Returns through the page how

@@ -84,6 +84,7 @@ EEP_DEVICE void report(const Params& p, const View& v, i32 layer, u32 suspect, E
   entry.layer = layer;
   entry.suspect = suspect;
   entry.evidence = static_cast<u32>(evidence);
+  entry.step = p.context->step;
   entry.device_ns = now_ns();
   store_release_system(&entry.serial, static_cast<u64>(index) + 1);
 }
@@ -97,7 +98,7 @@ EEP_DEVICE void gossip(const Params& p, const View& v) {
   for (u32 w = 0; w < kMaskWords; ++w) mask[w] = load_relaxed(&p.context->suspects[w]);
   for (u32 rank = 0; rank < p.geometry.max_ranks; ++rank) {
     if (rank == p.rank || !in_mask(v.active, rank) || in_mask(mask, rank)) continue;
-    Line& line = control_of(p.peers[rank])->gossip;
+    Line& line = control_of(peers_of(p, v.table)[rank])->gossip;
 #pragma unroll
     for (u32 w = 0; w < kMaskWords; ++w) store_relaxed_system(&line.mask[w], mask[w]);
     store_release_system(&line.tag, tag_of(v.epoch, 0));
@@ -118,7 +119,8 @@ EEP_DEVICE bool told_to_leave(const Params& p, const View& v, i32 layer) {
   Context& c = *p.context;
   if (load_relaxed_system(&p.page->fenced) != 0) or_relaxed(&c.poison, kPoisonFenced);
   if (load_acquire_system(&p.page->abort_epoch) > v.epoch) or_relaxed(&c.poison, kPoisonAborted);
-  const u64 dead[kMaskWords] = {load_relaxed_system(&p.page->dead[0]), load_relaxed_system(&p.page->dead[1])};
+  const u64* words = p.page->dead[v.table];
+  const u64 dead[kMaskWords] = {load_relaxed_system(&words[0]), load_relaxed_system(&words[1])};
   for (u32 rank = 0; rank < p.geometry.max_ranks; ++rank) {
     if (rank == p.rank || !in_mask(v.active, rank)) continue;
     if (in_mask(dead, rank)) suspect(p, v, layer, rank, Evidence::kDead);
@@ -135,8 +137,14 @@ EEP_DEVICE bool told_to_leave(const Params& p, const View& v, i32 layer) {
 EEP_DEVICE void show_life(const Params& p, const View& v, u64 now) {
   for (u32 rank = 0; rank < p.geometry.max_ranks; ++rank) {
     if (rank == p.rank || !in_mask(v.active, rank) || in_mask(v.suspects, rank)) continue;
-    store_relaxed_system(&control_of(p.peers[rank])->beacon.tag, now);
+    store_relaxed_system(&control_of(peers_of(p, v.table)[rank])->beacon.tag, now);
   }
+}
+
+/// Several blocks may wait for one source at once: one of their figures is lost then, which a mean can bear.
+EEP_DEVICE void note_wait(const Params& p, u32 source, u64 waited_ns) {
+  const float before = load_relaxed(&p.waits[source]);
+  store_relaxed(&p.waits[source], before + (static_cast<float>(waited_ns) * 1e-3F - before) / 16.0F);
 }
 
 constexpr u32 kPollsPerLook = 64;
@@ -160,7 +168,10 @@ EEP_DEVICE bool wait_for(const Params& p, const View& v, u32 source, const Line*
   bool slow = false;
   for (;;) {
     const u64 seen = load_acquire_system(&line->tag);
-    if (seen == tag && (!kElastic || line->incarnation == incarnation)) return true;
+    if (seen == tag && (!kElastic || line->incarnation == incarnation)) {
+      if constexpr (kElastic) note_wait(p, source, now_ns() - start);
+      return true;
+    }
     if (++polls % kPollsPerLook != 0) {
       if (polls % 8 == 0) {
         if (load_relaxed(&p.context->poison) != 0) break;

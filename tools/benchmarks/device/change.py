@@ -39,7 +39,7 @@ def swaps(*, count: int = 200) -> dict[str, Any]:
                 begin = time.perf_counter_ns()
                 group.stage(table)
                 middle = time.perf_counter_ns()
-                group.activate(epoch)
+                group.activate_at(epoch)
                 activated.append((time.perf_counter_ns() - middle) / 1e3)
                 staged.append((middle - begin) / 1e3)
             swapped.append(_replay_us(rig, graphs))

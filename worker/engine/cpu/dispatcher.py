@@ -17,6 +17,7 @@ from worker.engine.errors import StepAbandonedError
 from worker.engine.missing import leave_out
 
 if TYPE_CHECKING:
+    from native.plane import DataPlane
     from worker.engine.membership import Membership
 
 _OK = _native.Status.OK
@@ -29,14 +30,17 @@ class ElasticDispatcher(BaseDispatcher):  # type: ignore[misc]  # SGLang is unty
         """``layer`` counts MoE layers from 0. The group comes with ``attach``, once the model stands."""
         super().__init__()
         self.layer = layer
-        self.group: _native.Group | None = None
+        self.group: DataPlane | None = None
         self.membership: Membership | None = None
-        self.masked = 0
+        self.left_out = 0
         self._tokens: torch.Tensor | None = None
 
-    def attach(self, group: _native.Group, membership: Membership) -> None:
+    def attach(self, plane: DataPlane) -> None:
         """Connect to the data plane."""
-        self.group = group
+        self.group = plane
+
+    def join(self, membership: Membership) -> None:
+        """Its epochs say which experts are missing."""
         self.membership = membership
 
     def dispatch(self, hidden_states: torch.Tensor, topk_output: Any) -> StandardDispatchOutput:
@@ -55,7 +59,6 @@ class ElasticDispatcher(BaseDispatcher):  # type: ignore[misc]  # SGLang is unty
         arrived = group.dispatch(self.layer, hidden_states, ids, weights)
         if arrived.status != _OK:
             raise StepAbandonedError(arrived.status.name, arrived.suspects, self.layer)
-        self.masked += arrived.masked
         rows = torch.from_dlpack(arrived.rows)
         slots = torch.from_dlpack(arrived.slots).view(-1, 1)
         shares = torch.from_dlpack(arrived.weights).view(-1, 1)
@@ -84,5 +87,5 @@ class ElasticDispatcher(BaseDispatcher):  # type: ignore[misc]  # SGLang is unty
         if not lost:
             return ids, weights
         ids, weights, left_out = leave_out(ids, weights, lost)
-        self.masked += left_out
+        self.left_out += left_out
         return ids, weights

@@ -1,0 +1,1 @@
+"""What an elastic rank does differently on a CUDA device."""
