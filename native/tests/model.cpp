@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -465,9 +466,15 @@ void rounds(u32 seed) {
         sizes.hidden = 256, sizes.wire = wire, sizes.pair_list = pair_list, sizes.blocks = blocks, sizes.threads = blocks == 5 ? 1 : 3;
         World world(sizes, seed);
         world.stage_all(1);
+        std::array<std::array<float, 2>, 3> expected{};  // pairs that each rank routed in each layer
         for (u32 step = 0; step < 4; ++step) {
           std::vector<Input> inputs;
           for (u32 i = 0; i < 2 * sizes.ranks; ++i) inputs.push_back(world.input(world.any(sizes.tokens + 1)));
+          for (u32 r = 0; r < sizes.ranks; ++r) {
+            for (u32 layer = 0; layer < 2; ++layer) {
+              for (const i32 id : inputs[2 * r + layer].ids) expected[r][layer] += id >= 0 ? 1.0F : 0.0F;
+            }
+          }
           world.together(world.active, [&](u32 r, Rank& rank) {
             rank.jitter = 50;
             rank.sync({inputs[r].tokens, 0, 0, 0, r});
@@ -478,6 +485,15 @@ void rounds(u32 seed) {
               world.expect(r, inputs[2 * r + layer], layer, "healthy round");
             }
           });
+        }
+        for (const auto& rank : world.ranks) {
+          for (const i32 slot : rank->pair_slots) CHECK(slot == -1, "a pair's slot outlived its round: %d", slot);
+          for (u32 layer = 0; layer < 2; ++layer) {
+            const float* loads = &rank->loads[layer * sizes.experts];
+            const float counted = std::accumulate(loads, loads + sizes.experts, 0.0F);
+            CHECK(counted == expected[rank->params.rank][layer], "rank %u layer %u: %g pairs", rank->params.rank, layer, counted);
+          }
+          for (const u32 rounds_of_layer : rank->layer_rounds) CHECK(rounds_of_layer == 4, "%u rounds of a layer", rounds_of_layer);
         }
         for (const auto& rank : world.ranks) CHECK(rank->context().rounds_ok == 8, "rounds: %llu", static_cast<unsigned long long>(rank->context().rounds_ok));
       }

@@ -55,7 +55,7 @@ class Engine:
             self.layers.built = self._open_plane
         self.lockstep: Lockstep | None = None
         self._scheduler: Any = None
-        self._block = _native.ControlBlock.attach(settings.control_path)
+        self._block: _native.ControlBlock  # from ``start`` on
         self._plane: DataPlane | None = None
         self._control: Control | None = None
         self._in_step = False
@@ -66,6 +66,7 @@ class Engine:
     def start(self, original: Callable[..., None], scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
         """Scheduler.__init__: build the model with slots, then join the instance."""
         check_arguments(server_args, device=self.settings.device)
+        self._block = _native.ControlBlock.attach(self.settings.control_path)
         original(scheduler, server_args, *args, **kwargs)
         check_scheduler(scheduler)
         tie_head(scheduler.tp_worker.model_runner.model)

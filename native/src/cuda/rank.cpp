@@ -7,6 +7,7 @@
 #include <chrono>
 #include <thread>
 
+#include "../cpu/atomics.hpp"
 #include "../cpu/clock.hpp"
 
 namespace eep::gpu {
@@ -241,7 +242,7 @@ void DeviceRank::set_row(const SyncRow& row) {
   write(page_->mine.user, row.user);
 }
 void DeviceRank::set_flip(bool flip) { write(page_->flip_when_prepared, flip ? 1 : 0); }
-void DeviceRank::call_off(u64 epoch) { write(page_->abort_epoch, std::max(epoch, read(page_->abort_epoch))); }
+void DeviceRank::call_off(u64 epoch) { raise_to(page_->abort_epoch, epoch); }  // the heartbeat and the engine may both call
 void DeviceRank::fence() { write(page_->fenced, 1); }
 void DeviceRank::mark_dead(u32 rank) {
   if (rank >= kMaxRanks) throw std::invalid_argument("rank = " + std::to_string(rank) + ": must be below 128");
