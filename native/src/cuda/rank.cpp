@@ -213,6 +213,7 @@ void DeviceRank::activate(u32 epoch) {
   write(page_->activate_step[index], 0);
   check(launch_cross(params_, control_), "cross into an epoch");
   check(cudaStreamSynchronize(control_), "cross into an epoch");
+  for (u64& word : page_->suspects) write(word, 0);  // whom the former epoch suspected is nobody's suspect in this one
   entered_ = true;
   if (options_.control) options_.control->set_epoch(epoch);
 }

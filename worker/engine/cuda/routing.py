@@ -50,4 +50,4 @@ class StepWords:
 
     def left_out(self, layer: Layer) -> int:
         """(token, expert) pairs taken out so far in a layer; waits for the device."""
-        return int(self._left_out[layer])
+        return 0 if self._gone is None else int(self._left_out[layer])
