@@ -50,6 +50,8 @@ class Registration(Record, frozen=True, kw_only=True):
     """Digest of the placement whose slots this rank really holds, empty for a fresh one."""
     leaving: str = ""
     """Not empty when the rank asks to be drained (SIGTERM on its agent, maintenance notice): the reason."""
+    best_effort: bool = False
+    """The rank samples although experts are missing: its answers say so."""
 
 
 class Suspicion(msgspec.Struct, frozen=True):

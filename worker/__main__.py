@@ -85,7 +85,13 @@ async def work(config: Config, rank: Rank) -> str:
         agent = Agent(
             state=State(
                 identity=Registration(
-                    rank=rank, incarnation=0, host=host, rack=worker.rack, agent_pid=os.getpid(), speed=worker.speed
+                    rank=rank,
+                    incarnation=0,
+                    host=host,
+                    rack=worker.rack,
+                    agent_pid=os.getpid(),
+                    speed=worker.speed,
+                    best_effort=worker.best_effort,
                 ),
                 policy=Policy(first_backoff_s=worker.first_backoff_s, longest_backoff_s=worker.longest_backoff_s),
             ),

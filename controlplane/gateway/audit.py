@@ -100,6 +100,7 @@ class Audit:
             "resumed": sum(each.resumed for each in generations),
             "retried": sum(each.retried for each in generations),
             "inexact": sorted({each.inexact for each in generations if each.inexact}),
+            "missing_experts": max((each.missing for each in generations), default=0),
             "ranks": [each.ranks for each in generations],
             "seconds": round(now - entry.accepted, 4),
             "longest_gap_ms": round(entry.longest_gap_s * 1e3, 1),

@@ -195,7 +195,7 @@ class Carrier:
             async for data in response.content.iter_any():
                 self._ranks.heard(route)
                 for what in reader.feed(data):
-                    self._feed(Received(attempt.number, what))
+                    self._feed(Received(attempt.number, what, self._ranks.routes.table.missing))
                 if self._attempt is not attempt:  # it ended, or another rank has it
                     return
         self._broke(route, attempt, "its answer ended without a finish reason")

@@ -72,10 +72,11 @@ class Assigned:
 
 @dataclass(frozen=True)
 class Received:
-    """The rank of ``attempt`` said something."""
+    """The rank of ``attempt`` said something, while the epoch lacked that many experts (best effort)."""
 
     attempt: int
     what: Tokens | Refusal
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ class Generation:
     retried: int = 0
     inexact: str = ""
     """Why tokens after a hand-over may not be those of an undisturbed run."""
+    missing: int = 0
+    """The most (layer, expert) pairs that any of its tokens was made without (best effort)."""
     done: bool = False
     attempt: int = 0
     _strikes: int = 0
@@ -198,8 +201,11 @@ class Generation:
             case Assigned(rank):
                 self.ranks.append(rank)
                 return []
-            case Received(_, what):
-                return self._take(what) if isinstance(what, Tokens) else self._refused(what)
+            case Received(_, Tokens() as what, missing):
+                self.missing = max(self.missing, missing)
+                return self._take(what)
+            case Received(_, Refusal() as what):
+                return self._refused(what)
             case Lost(_, reason, accepted):
                 return self._lost(reason, accepted=accepted)
             case HandOver():

@@ -85,6 +85,8 @@ def resume_facts(generation: Generation) -> dict[str, Any]:
         "exact": not generation.inexact,
         "ranks": list(generation.ranks),
     }
+    if generation.missing:
+        facts["missing_experts"] = generation.missing
     return facts | ({"inexact_because": generation.inexact} if generation.inexact else {})
 
 

@@ -55,10 +55,10 @@ class _Presenter(ABC):
         return self._event([self._delta(index, piece.text, waiting, None)])
 
     def finish(self, index: int, finish: Finish, generation: Generation) -> Any:
-        """The event with the finish reason; ``eep`` says how often the answer changed ranks, if it did."""
+        """The event with the finish reason; ``eep`` says what was unusual in how the answer was made, if anything."""
         waiting, self._undecided[index] = self._undecided[index], _Tokens()
         event = self._event([self._delta(index, "", waiting, finish.reason)])
-        return event | ({"eep": resume_facts(generation)} if generation.resumed else {})
+        return event | ({"eep": resume_facts(generation)} if generation.resumed or generation.missing else {})
 
     def closing(self, generations: Sequence[Generation]) -> Any:
         """The usage of the whole request, if it was asked for."""

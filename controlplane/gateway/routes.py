@@ -42,11 +42,13 @@ class RouteTable:
         epoch: the committed epoch; 0 for none.
         routes: ranks of the epoch that are registered and ready, by rank.
         traceparent: of the recovery or operation that made the epoch.
+        missing: (layer, expert) pairs without a copy that answers are made without, 0 where ranks wait for them.
     """
 
     epoch: Epoch = 0
     routes: tuple[Route, ...] = ()
     traceparent: str = ""
+    missing: int = 0
 
     def __contains__(self, key: tuple[Rank, Incarnation]) -> bool:
         return any(route.key == key for route in self.routes)
@@ -65,6 +67,7 @@ def build(record: EpochRecord | None, registrations: Iterable[Registration]) -> 
     if record is None:
         return RouteTable()
     members = {(member.rank, member.incarnation) for member in record.committed.members}
+    serving = [each for each in registrations if (each.rank, each.incarnation) in members]
     staying = {member.rank for member in record.preparing.members} if record.preparing else None
     routes = [
         Route(
@@ -73,11 +76,16 @@ def build(record: EpochRecord | None, registrations: Iterable[Registration]) -> 
             url=each.serve_url.rstrip("/"),
             draining=bool(each.leaving) or (staying is not None and each.rank not in staying),
         )
-        for each in registrations
-        if (each.rank, each.incarnation) in members and each.ready and each.serve_url
+        for each in serving
+        if each.ready and each.serve_url
     ]
     routes.sort(key=lambda route: route.rank)
-    return RouteTable(epoch=record.committed.epoch, routes=tuple(routes), traceparent=record.traceparent)
+    return RouteTable(
+        epoch=record.committed.epoch,
+        routes=tuple(routes),
+        traceparent=record.traceparent,
+        missing=record.committed.missing if any(each.best_effort for each in serving) else 0,
+    )
 
 
 @dataclass

@@ -125,6 +125,7 @@ class Server:
             "EEP-Request-Id": running.job.id,
             "EEP-Resumed": str(sum(each.resumed for each in made)),
             "EEP-Resume-Exact": "false" if any(each.inexact for each in made) else "true",
+            "EEP-Missing-Experts": str(max(each.missing for each in made)),
         }
         body = msgspec.json.encode(running.job.presenter.whole(answered))
         return web.Response(body=body, content_type="application/json", headers=headers)

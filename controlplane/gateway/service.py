@@ -171,6 +171,7 @@ class Service:
         self.metrics.resumes.inc(resumed)
         self.metrics.retries.inc(sum(each.retried for each in made))
         self.metrics.inexact.inc(sum(bool(each.inexact) for each in made))
+        self.metrics.best_effort.inc(sum(bool(each.missing) for each in made))
         if entry.first_token:
             self.metrics.first_token.observe(entry.first_token - entry.accepted)
         if resumed:

@@ -80,6 +80,9 @@ class WorkerMetrics:
         self.lease_held = gauge("eep_worker_lease_held", "1 while the rank's lease is certainly held")
         self.running = gauge("eep_worker_running_requests", "Requests decoding on this rank")
         self.waiting = gauge("eep_worker_waiting_requests", "Requests queued on this rank")
+        self.masked = gauge(
+            "eep_worker_masked_pairs", "(token, expert) pairs this rank left out since its engine started: best effort"
+        )
         self.receive_wait = gauge("eep_worker_receive_wait_seconds", "Decayed mean wait for a peer's rows", "peer")
         self.faults = Counter("eep_worker_faults_total", "Fault reports by this rank", ("evidence",), registry=registry)
         self.loaded_bytes = Counter(
@@ -106,6 +109,9 @@ class GatewayMetrics:
         self.inexact = counter(
             "eep_gateway_inexact_resumes_total",
             "Answers taken over whose sampling another rank could not continue exactly",
+        )
+        self.best_effort = counter(
+            "eep_gateway_best_effort_total", "Answers with tokens that were made while experts were missing"
         )
         self.refused = counter("eep_gateway_errors_total", "Errors given to clients", "code")
         self.inflight = Gauge("eep_gateway_inflight_requests", "Requests under way", ("rank",), registry=registry)

@@ -41,7 +41,7 @@ class Client:
     epoch: int = 0
     ranks: list = field(default_factory=list)
 
-    def serve(self, *ranks, draining=(), traceparent=""):
+    def serve(self, *ranks, draining=(), traceparent="", missing=0):
         """A new epoch of these stand-ins, by their place in ``self.ranks``."""
         self.epoch += 1
         routes = [
@@ -49,7 +49,7 @@ class Client:
             for rank in self.ranks
             if rank in ranks
         ]
-        self.routes.replace(RouteTable(self.epoch, tuple(routes), traceparent))
+        self.routes.replace(RouteTable(self.epoch, tuple(routes), traceparent, missing))
 
     async def post(self, path, body, **headers):
         async with self.http.post(self.url + path, json=body, headers=headers) as response:

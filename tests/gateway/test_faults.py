@@ -30,6 +30,20 @@ async def test_an_answer_without_faults_is_the_ranks_own(gateway):
         assert (line["ending"], line["resumed"], line["completion_tokens"]) == ("completed", 0, 20)
 
 
+async def test_an_answer_made_without_some_experts_says_so_in_every_dialect(gateway):
+    async with Rank() as rank, gateway(rank) as client:
+        client.serve(rank, missing=3)
+        _, headers, body = await client.generate()
+        assert (headers["EEP-Missing-Experts"], body["meta_info"]["eep"]["missing_experts"]) == ("3", 3)
+        events, _ = await client.events("/v1/completions", {"prompt": PROMPT, "max_tokens": 8, "temperature": 0})
+        assert [event["eep"]["missing_experts"] for event in events if "eep" in event] == [3]
+        client.serve(rank)
+        _, headers, body = await client.generate()
+        assert (headers["EEP-Missing-Experts"], "missing_experts" in body["meta_info"]["eep"]) == ("0", False)
+        assert [line["missing_experts"] for line in client.ended()] == [3, 3, 0]
+        assert client.metric("eep_gateway_best_effort_total") == 2
+
+
 @pytest.mark.parametrize("incremental", [True, False])
 @pytest.mark.parametrize("cut_at", [4, 7, 19])
 async def test_a_stream_that_just_ends_goes_on_elsewhere_token_for_token(gateway, cut_at, incremental):

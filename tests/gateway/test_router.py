@@ -1,5 +1,6 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from controlplane.gateway.router import Router, RouterPolicy
 from controlplane.gateway.routes import Route, Routes, RouteTable, build
@@ -111,6 +112,13 @@ def test_a_rank_that_leaves_or_is_left_out_of_the_next_epoch_drains():
     built = build(record, [_registration(0), _registration(1, leaving="SIGTERM"), _registration(2)])
     assert [route.draining for route in built.routes] == [False, True, True]
     assert [route.rank for route in built.open] == [0]
+
+
+def test_missing_experts_concern_answers_only_where_ranks_go_on_without_them():
+    record = EpochRecord(committed=structs.replace(_version(3, [(0, 1), (1, 1)]), missing=5))
+    waiting = [_registration(0), _registration(1)]
+    assert build(record, waiting).missing == 0
+    assert build(record, [structs.replace(each, best_effort=True) for each in waiting]).missing == 5
 
 
 def test_without_an_epoch_nobody_serves():

@@ -60,6 +60,7 @@ class Story:
             case EngineStatus() as status:
                 self.metrics.running.set(status.running)
                 self.metrics.waiting.set(status.waiting)
+                self.metrics.masked.set(status.masked)
             case _:
                 self.metrics.engine_up.set(1)
 
