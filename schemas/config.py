@@ -21,6 +21,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
+Niceness = Annotated[int, Meta(ge=0, le=19)]
 
 
 class ConfigError(ValueError):
@@ -170,6 +171,8 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """Loads of a planned change take no more than this, so that serving keeps memory and disk; 0 for no limit."""
     start_deadline_s: Seconds = 600.0
     """An engine that is not ready by then is started again."""
+    start_niceness: Niceness = 10
+    """How far an engine that starts gives way to those that serve; it stops to when it is ready."""
     stop_deadline_s: Seconds = 60.0
     """From SIGTERM to the end: time to be drained."""
     first_backoff_s: Seconds = 0.2

@@ -64,7 +64,10 @@ async def generate(
 def _note(answer: Answer, event: dict[str, object]) -> None:
     answer.arrived.append(time.perf_counter())
     output, meta = event.get("output_ids"), event.get("meta_info")
-    if isinstance(output, list):
-        answer.output = output if len(output) >= len(answer.output) else answer.output + output
-    if isinstance(meta, dict) and meta.get("finish_reason"):
+    if not isinstance(meta, dict):
+        return
+    if isinstance(output, list):  # SGLang's own servers repeat all tokens so far, ours send only what is new
+        repeated = len(answer.output) + len(output) > int(meta.get("completion_tokens", 0))
+        answer.output = output if repeated else answer.output + output
+    if meta.get("finish_reason"):
         answer.finish = str(meta["finish_reason"].get("type", ""))

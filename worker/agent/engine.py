@@ -117,6 +117,8 @@ class Engine:
                 self._watch(message.pid, "its scheduler ended")
             if isinstance(message, Ready) and self._late is not None:
                 self._late.cancel()
+            if isinstance(message, Ready) and self._process is not None:
+                self._process.rise()
             self._heard(Heard(asyncio.get_running_loop().time(), message))
 
     async def _speak(self) -> None:
@@ -182,5 +184,6 @@ class Engine:
             dtype=worker.dtype,
             max_total_tokens=worker.max_total_tokens,
             chunked_prefill=worker.chunked_prefill,
+            niceness=worker.start_niceness,
             extra=worker.engine_arguments,
         )

@@ -24,8 +24,8 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
-def tethered() -> Callable[[], None]:
-    """A ``preexec_fn`` that ties the child to the calling process.
+def tethered(*, niceness: int = 0) -> Callable[[], None]:
+    """A ``preexec_fn`` that ties the child to the calling process, and lets it run at a lower priority.
 
     The signal comes with the death of the *thread* that started the child: start it on the main one.
     """
@@ -33,6 +33,8 @@ def tethered() -> Callable[[], None]:
 
     def in_child() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if niceness:
+            os.nice(niceness)
         if os.getppid() != parent:  # it died between fork and prctl
             os._exit(1)
 

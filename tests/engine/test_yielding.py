@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from worker.engine import yielding
+from worker.engine.tether import tethered
+
+THREADED = """
+import threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def niceness_of_threads(pid):
+    return [os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def test_a_child_gives_way_with_all_its_threads_and_stops_to_when_told():
+    own, lower = os.getpriority(os.PRIO_PROCESS, 0), yielding.allowed(3)
+    child = subprocess.Popen(
+        [sys.executable, "-c", THREADED],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=tethered(niceness=lower),  # noqa: PLW1509
+    )
+    with child:
+        try:
+            child.stdout.readline()
+            assert niceness_of_threads(child.pid) == [own + lower] * 2
+            yielding.rise(child.pid)
+            assert niceness_of_threads(child.pid) == [own] * 2
+        finally:
+            child.kill()
+
+
+def test_what_could_not_be_taken_back_is_not_done():
+    unprivileged = (
+        "import os, resource; from worker.engine import yielding; resource.setrlimit(resource.RLIMIT_NICE, (0, 0));"
+        "os.getuid() or os.setuid(65534); print(yielding.allowed(5))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", unprivileged], timeout=60) == b"0\n"
+
+
+def test_a_process_that_is_gone_needs_no_priority():
+    gone = subprocess.Popen(["true"], start_new_session=True)
+    gone.wait(10)
+    yielding.rise(gone.pid)

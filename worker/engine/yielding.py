@@ -1,0 +1,44 @@
+"""An engine that loads gives way to those that serve: it runs at a lower priority until it is ready itself.
+
+On a host with as many ranks as cores or more, a restarted engine would otherwise take half a minute of processor time
+(imports, weights) from the ranks whose clients it is to help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from pathlib import Path
+
+_CAP_SYS_NICE = 23
+_LOWEST = 19
+
+
+def allowed(niceness: int) -> int:
+    """``niceness``, or 0 where this process could not take it back from a child (no CAP_SYS_NICE, no RLIMIT_NICE)."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    by_right = limit == resource.RLIM_INFINITY or 20 - own <= limit
+    return min(niceness, _LOWEST - own) if by_right or _capable() else 0
+
+
+def _capable() -> bool:
+    lines = Path("/proc/self/status").read_bytes().splitlines()
+    (effective,) = (int(line.split()[1], 16) for line in lines if line.startswith(b"CapEff:"))
+    return bool(effective >> _CAP_SYS_NICE & 1)
+
+
+def sink(group: int) -> None:
+    """Give a process group the lowest priority: tearing it down is work that nobody waits for."""
+    _set(group, _LOWEST)
+
+
+def rise(group: int) -> None:
+    """Give every thread of a process group our own priority; a group that is gone needs none."""
+    _set(group, os.getpriority(os.PRIO_PROCESS, 0))
+
+
+def _set(group: int, niceness: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PGRP, group, niceness)
