@@ -537,7 +537,7 @@ def _held_back(state: State) -> bool:
 def housekeeping(case: _Case) -> Write | None:
     """Views for people and the gateway, and what is too old to keep."""
     state = case.state
-    forget = stale(state)
+    forget = () if changes.running(state) else stale(state)  # nothing is so old that ranks should wait for its end
     status = refreshed(state, state.status, case.verdict)
     changed = status != state.status
     if changed and "viewed" in state.noticed and state.since("viewed") < VIEW_EVERY:

@@ -142,7 +142,9 @@ def test_an_answer_that_is_overtaken_by_the_crossing_does_not_take_it_back():
     loads = (AckPhase(tier=SourceTier.HOST_PEER, slots=1, bytes=8, seconds=0.1),)
     whole = Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9, loads=loads)
     assert follow(state, Heard(3.1, Prepared(epoch=2, ok=True, loads=loads)))[1] == [Publish(whole)]
-    state, _ = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)), Heard(3.0, Prepared(epoch=2, ok=True, loads=loads)))
+    state, said = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)))
+    state, said = follow(state, Heard(3.0, Prepared(epoch=2, ok=True, loads=loads)))
+    assert said == [], "it crosses at once: one acknowledgement says both"
     assert follow(state, Heard(3.1, Activated(epoch=2, step=9, waited_ms=1)))[1][0] == Publish(whole)
 
 
@@ -274,6 +276,11 @@ def test_a_fault_of_the_data_plane_goes_up_as_evidence_only():
             )
         )
     ]
+
+
+def test_a_step_left_on_a_peers_word_is_no_evidence():
+    fault = Fault(epoch=1, step=8, suspicions=(), receive_wait_us=(5, 0), detected_unix_ns=1)
+    assert follow(up(), Heard(3.0, fault)) == (up(), [])
 
 
 def test_a_lost_lease_changes_nothing_but_the_lease():

@@ -65,7 +65,7 @@ class RankEngine:
         self.preparing.start(self._answered)
         self.lockstep = Lockstep(
             group=self.group, control=self.control, membership=self.membership, max_tokens=16, strict=strict,
-            tell=self.said.append,
+            tell=self.said.append, bury=self.links.bury,
         )  # fmt: skip
 
     def _answered(self, prepared):

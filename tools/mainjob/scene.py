@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 REJOIN_S = 240.0
 """Longest that a killed rank may take to serve again: an engine start on a loaded machine of two cores."""
 RECOVER_S = 60.0
+_UNWATCHED_S = 0.3
+"""After a fault: who looks at a recovery ten times while it runs takes the processor from it."""
 QUIET_S = 1.0
 """Undisturbed traffic before a fault and after it, so that gaps can be told from the rest."""
 
@@ -150,6 +152,7 @@ class Scene:
         self.reports.append(report)
         moment = fault(rank)
         self.tell(f"rank {rank}: {name}")
+        await asyncio.sleep(_UNWATCHED_S)
         for hit in (rank, *also):
             await self.until_excluded(hit, there[hit])
         recoveries_of = [await self._recovery_of(hit, after=before) for hit in (rank, *also)]

@@ -241,6 +241,8 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
             running = replace(state, activated=message.epoch, ack=ack)
             actions = (Publish(ack), Publish(_registration(running)))
             return running, Decision(actions, f"runs under epoch {message.epoch} after {message.waited_ms:.1f} ms")
+        case Fault(suspicions=()):  # it left on a peer's word; a report without evidence would only delay the peer's
+            return state, Decision(reason=_blame(message))
         case Fault():
             return state, Decision((Publish(_report(state, message)),), _blame(message))
         case EngineStatus():
@@ -280,7 +282,11 @@ def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
     if not message.ok:
         return state, Decision((Publish(ack),), f"epoch {message.epoch} failed: {message.error}")
     prepared = replace(state, prepared=message.epoch, ack=ack)
-    version = state.record.preparing if state.record else None
+    version, committed = (state.record.preparing, state.record.committed) if state.record else (None, None)
+    decided = committed is not None and committed.epoch == message.epoch
+    if decided and not message.missing and not ack.activated:
+        # It is decided, so the engine crosses now: one acknowledgement says both, and the survivors have the processor.
+        return prepared, Decision(reason=f"epoch {message.epoch} prepared")
     if version is not None and version.epoch == message.epoch and not state.among(version):
         return replace(prepared, farewell=ack), Decision((Send(Ask()),), "prepared to go; are there requests left?")
     return prepared, Decision((Publish(ack),), f"epoch {message.epoch} prepared")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from controlplane.etcd import LeaseNotFoundError, OutcomeUnknownError, UnavailableError
+from controlplane.etcd import LeaseNotFoundError, OutcomeUnknownError, Put, Txn, UnavailableError
 from schemas.codec import encode
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ _LONGEST_PAUSE_S = 0.5
 
 
 class Publisher:
-    """Writes records in the order they were given; of two for one key that wait, only the newer.
+    """Writes records in the order they were given, those that wait together; of two for one key only the newer.
 
-    Each write says all there is to say about its key, so repeating one whose outcome is unknown is harmless. The newest
-    record of each kind stands again on every later lease.
+    Each write says all there is to say about its keys, so repeating one whose outcome is unknown is harmless. The
+    newest record of each kind stands again on every later lease.
     """
 
     def __init__(self, etcd: Etcd) -> None:
@@ -60,19 +60,19 @@ class Publisher:
             if not self._waiting or not self._lease:
                 self._work.clear()
                 continue
-            key, value = next(iter(self._waiting.items()))
-            lease = self._lease
+            batch, lease = dict(self._waiting), self._lease
             try:
-                await self._etcd.put(key, value, lease=lease)
+                await self._etcd.txn(Txn(then=tuple(Put(key, value, lease) for key, value in batch.items())))
             except LeaseNotFoundError:
                 if self._lease == lease:
                     self._lease = 0  # the lease's owner notices as well, and comes with a new one
             except (UnavailableError, OutcomeUnknownError) as error:
-                log.debug("%s waits for etcd: %s", key, error)
+                log.debug("%s wait for etcd: %s", ", ".join(batch), error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
                 pause = _FIRST_PAUSE_S
                 # Under a lease that was replaced meanwhile it would go when that one ends: it is written again.
-                if self._lease == lease and self._waiting.get(key) is value:
-                    del self._waiting[key]
+                for key, value in batch.items():
+                    if self._lease == lease and self._waiting.get(key) is value:
+                        del self._waiting[key]

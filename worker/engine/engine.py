@@ -202,6 +202,7 @@ class Engine:
             max_tokens=settings.max_tokens,
             strict=settings.missing_experts is Missing.STRICT,
             tell=self._control.tell,
+            bury=links.bury,
         )
         self._attach(scheduler, group, membership)
         control.phase = _native.Phase.SERVING

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from worker.engine import frames
+from worker.engine import frames, yielding
 from worker.engine.errors import LinkError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class LinkRefusal(msgspec.Struct, frozen=True, tag=True):
 @dataclass(frozen=True)
 class _Linked:
     incarnation: Incarnation
+    pid: int
     pidfd: int
     memory: SlotMemory
 
@@ -168,7 +170,7 @@ class Links:
             raise LinkError(answer.reason if isinstance(answer, LinkRefusal) else f"answered as {answer}")
         inbox, doorbell, slots = fds
         memory = self._peer_slots(replace(self._memory.layout, slots=answer.slots), slots)
-        linked = _Linked(peer.incarnation, os.pidfd_open(answer.pid), memory)
+        linked = _Linked(peer.incarnation, answer.pid, os.pidfd_open(answer.pid), memory)
         with self._lock:
             self._forget(peer.rank)
             self._group.connect(
@@ -187,6 +189,17 @@ class Links:
         if found is None or select.select([found.pidfd], [], [], 0)[0]:
             return None
         return found.memory
+
+    def bury(self, rank: Rank) -> None:
+        """A linked peer's process is dying: let the kernel tear its engine down behind everything else."""
+        found = self._peers.get(rank)
+        if found is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(found.pidfd, 0)  # not yet reaped, so its id is still its own
+            group = os.getpgid(found.pid)
+            if group != os.getpgrp():
+                yielding.sink(group)
 
     def keep_only(self, members: frozenset[tuple[Rank, Incarnation]]) -> None:
         """Drop the links to everybody else."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from native.plane import DataPlane, Row
     from schemas.messages import ToAgent
+    from schemas.vocabulary import Rank
     from worker.engine.membership import Membership
 
 log = logging.getLogger("eep.engine")
@@ -44,6 +45,7 @@ class Lockstep:
         max_tokens: rows of one dispatch round.
         strict: run nothing while the epoch has missing experts.
         tell: hands a message to the agent; does not block.
+        bury: told of each peer that was seen dying.
         rounds: dispatch rounds per layer of the step under way.
         steps: steps begun.
     """
@@ -54,6 +56,7 @@ class Lockstep:
     max_tokens: int
     strict: bool
     tell: Callable[[ToAgent], None]
+    bury: Callable[[Rank], None]
     rounds: int = 0
     steps: int = 0
     abandoned_steps: int = 0
@@ -164,6 +167,9 @@ class Lockstep:
         if word is None or word.serial <= self._reported:
             return
         self._reported = word.serial
+        for rank, evidence in zip(word.suspects, word.evidence, strict=True):
+            if evidence == _native.Evidence.DEAD:
+                self.bury(rank)
         incarnations = dict(self.membership.current.identities)
         waits = self.control.receive_wait_us()[: self.group.shape.max_ranks]
         self.tell(
