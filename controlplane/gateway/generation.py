@@ -201,11 +201,11 @@ class Generation:
             case Assigned(rank):
                 self.ranks.append(rank)
                 return []
-            case Received(_, Tokens() as what, missing):
+            case Received(_, what, missing):
+                if isinstance(what, Refusal):
+                    return self._refused(what)
                 self.missing = max(self.missing, missing)
                 return self._take(what)
-            case Received(_, Refusal() as what):
-                return self._refused(what)
             case Lost(_, reason, accepted):
                 return self._lost(reason, accepted=accepted)
             case HandOver():

@@ -1,7 +1,9 @@
 """Recovery: what losing a rank costs, beside a full restart of the same cluster in the same run.
 
-Real etcd, control plane, gateway, agents and SGLang ranks under steady, checked load. Medians over the faults of one
-instance whose placement keeps coverage intact, and of one that has to load experts.
+Real etcd, control plane, gateway, agents and SGLang ranks under steady, checked load. Half of the faults hit an
+instance whose placement keeps coverage intact, half one that has to load experts; after each the rank returns by
+itself. At the end of the first one rank is drained and taken back, and every rank is restarted at once, as fixed
+membership has to.
 """
 
 from __future__ import annotations
@@ -12,21 +14,33 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.benchmarks.provenance import provenance
+from tools.benchmarks.recovery_plot import draw
 from tools.loadgen import throughput, timing
+from tools.mainjob.faults import Moment
 from tools.mainjob.instance import SHIPPED_MODEL, Instance, Plan
 from tools.mainjob.main import START_S
 from tools.mainjob.report import FaultReport, longest_gap_ms
+from tools.mainjob.scenarios import SCENARIOS
 from tools.mainjob.scene import Scene
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from tools.loadgen import Answer
 
 _WINDOW_S = 0.5
 _PATIENT = {"flap_limit": 1000, "backoff_s": 0.1}
+_BEFORE_S = 4.0
+"""Undisturbed traffic that a fault's throughput is compared with, and shown in the plot."""
+_AFTER_S = (2.0, 5.0)
+"""When throughput is to be back: measured from two seconds after a change on."""
+KINDS = {"intact": 1.0, "repaired": 0.34}
+"""Spare slots as a share of all experts: two copies of everything, or too few for that."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -34,62 +48,101 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tools/bench recovery", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="throughput over time, as PNG")
-    parser.add_argument("--faults", type=int, default=10, help="of each kind")
+    parser.add_argument("--faults", type=int, default=5, help="of each kind: ten in all")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="PATH")
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--coverage", choices=KINDS, help="only these faults; --json keeps what FILE has of the others")
     return parser
 
 
-async def losses(options: argparse.Namespace, *, spare: float, restart: bool) -> dict[str, Any]:
-    """Faults on one instance with that much redundancy; optionally a full restart at the end."""
-    plan = Plan(ranks=options.ranks, model=options.model, spare=spare, policy=dict(_PATIENT))
+@dataclass(frozen=True)
+class Loss:
+    """One fault and what followed: the report, when it happened, and when the rank served again."""
+
+    report: FaultReport
+    at_ns: int
+    back_ns: int
+
+
+async def losses(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """Faults on one instance with that much redundancy; with coverage intact a drain and a full restart as well."""
+    plan = Plan(ranks=options.ranks, model=options.model, spare=KINDS[kind], policy=dict(_PATIENT))
     async with Instance(plan) as instance:
         await instance.wait_members(set(range(plan.ranks)), within_s=START_S)
         await instance.gateways_ready(within_s=60.0)
         scene = Scene(instance, seed=1, concurrency=options.concurrency, answer_tokens=(64, 192))
         await scene.begin()
-        await scene.quiet(5.0)
+        await scene.quiet(_BEFORE_S)
         steady = timing(scene.load.answers)
-        began_ns = time.monotonic_ns()
-        curve_ns = None
-        for index in range(options.faults):
-            first_ns = time.monotonic_ns()
-            await scene.kill_and_return("SIGKILL", index % plan.ranks, scene.faults.kill_rank)
-            curve_ns = curve_ns or (first_ns - 4_000_000_000, time.monotonic_ns() + 2_000_000_000)
-        await scene.quiet(3.0)
-        until_ns = time.monotonic_ns()
-        full = await _full_restart(scene) if restart else None
+        found = [await _lose(scene, index % plan.ranks) for index in range(options.faults)]
+        planned, full = None, None
+        if kind == "intact":
+            await SCENARIOS["drain"].run(scene)
+            planned = scene.reports[-1]
+            full = await _full_restart(scene)
         answers = await scene.finish()
         verdict = await scene.judge()
-    since_ns = min(curve_ns[0], began_ns) if curve_ns else began_ns
     return {
-        "coverage": "intact" if all(report.coverage == "intact" for report in scene.reports) else "repaired",
-        "faults": [report.as_json() for report in scene.reports],
-        "medians": medians(scene.reports),
+        "coverage": sorted({loss.report.coverage for loss in found}),
+        "faults": [loss.report.as_json() | shares(answers, loss, ranks=plan.ranks) for loss in found],
+        "medians": medians([loss.report.as_json() | shares(answers, loss, ranks=plan.ranks) for loss in found]),
+        "planned_drain": planned.as_json() if planned else None,
         "steady_tokens_per_s": round(steady.tokens_per_s, 1),
         "median_step_ms": round(steady.median_step, 3),
         "answers": verdict.answers,
-        "failed": verdict.failed + verdict.short if not restart else None,
+        "failed": verdict.failed + verdict.short if not full else None,
         "tokens": verdict.tokens,
         "tokens_wrong": verdict.wrong,
         "full_restart": full,
-        "curve": throughput(
-            answers, window_s=_WINDOW_S, since_ns=since_ns, until_ns=curve_ns[1] if curve_ns else until_ns
-        ),
-        "curve_faults_s": [4.0],
+        **curve(answers, found[0]),
     }
 
 
-def medians(reports: Sequence[FaultReport]) -> dict[str, float]:
+async def _lose(scene: Scene, rank: int) -> Loss:
+    """Kill one rank, and wait until it is back and traffic has run undisturbed."""
+    began = Moment.now()
+    report = await scene.kill_and_return("SIGKILL", rank, scene.faults.kill_rank)
+    await scene.quiet(_AFTER_S[1])
+    return Loss(report, began.monotonic_ns, began.monotonic_ns + int((report.rejoin_ms or 0.0) * 1e6))
+
+
+def shares(answers: Sequence[Answer], loss: Loss, *, ranks: int) -> dict[str, float]:
+    """Throughput from two seconds after the loss, of the survivors' share of what was before; and after the return."""
+
+    def rate(since_s: float, until_s: float, at_ns: int) -> float:
+        since, until = at_ns + int(since_s * 1e9), at_ns + int(until_s * 1e9)
+        return sum(since <= moment < until for answer in answers for moment in answer.arrived_ns) / (until_s - since_s)
+
+    before = rate(-_BEFORE_S, 0.0, loss.at_ns)
+    if not before:
+        return {}
+    return {
+        "surviving_share": round(rate(*_AFTER_S, loss.at_ns) / (before * (ranks - 1) / ranks), 3),
+        "returned_share": round(rate(*_AFTER_S, loss.back_ns) / before, 3),
+    }
+
+
+def medians(faults: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Median of every figure over the faults that have it."""
     names = ("detected_ms", "committed_ms", "pause_ms", "resume_ms", "rejoin_ms", "rejoin_pause_ms")
     found: dict[str, float] = {}
-    for name in names:
-        values = [value for report in reports if (value := getattr(report, name)) is not None]
+    for name in (*names, "surviving_share", "returned_share"):
+        values = [value for fault in faults if (value := fault.get(name)) is not None]
         if values:
-            found[name] = round(statistics.median(values), 2)
+            found[name] = round(statistics.median(values), 3)
     return found
+
+
+def curve(answers: Sequence[Answer], loss: Loss) -> dict[str, Any]:
+    """Throughput over time through one loss and return."""
+    since = loss.at_ns - int(_BEFORE_S * 1e9)
+    until = loss.back_ns + int(_AFTER_S[1] * 1e9)
+    return {
+        "curve": throughput(answers, window_s=_WINDOW_S, since_ns=since, until_ns=until),
+        "curve_lost_s": _BEFORE_S,
+        "curve_returned_s": round((loss.back_ns - since) / 1e9, 2),
+    }
 
 
 async def _full_restart(scene: Scene) -> dict[str, float]:
@@ -117,60 +170,40 @@ async def _until_token_after(scene: Scene, moment_ns: int) -> None:
             await asyncio.sleep(0.02)
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Throughput over time through kill, recovery and rejoin, for both instances."""
-    import matplotlib as mpl  # noqa: PLC0415  heavy, and only for this
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    figure, axes = plt.subplots(figsize=(9, 4), dpi=140)
-    for name, colour in (("intact", "#1b7f5c"), ("repaired", "#c2571a")):
-        run = result.get(name)
-        if run:
-            axes.step(*zip(*run["curve"], strict=True), where="mid", label=f"coverage {name}", color=colour)
-    axes.axvline(4.0, color="#888888", linestyle="--", linewidth=1)
-    axes.annotate("SIGKILL", (4.0, 0.02), xycoords=("data", "axes fraction"), color="#666666")
-    axes.set_xlabel("seconds")
-    axes.set_ylabel("output tokens per second")
-    axes.set_ylim(bottom=0)
-    axes.set_title(f"{result['ranks']} ranks; one is killed, and returns by itself")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything, on this machine, now."""
-    intact = await losses(options, spare=1.0, restart=True)
-    repaired = await losses(options, spare=0.34, restart=False)
-    pause_s = intact["medians"].get("pause_ms", 0.0) / 1000
-    restart_s = intact["full_restart"]["unavailable_s"]
+async def measure(options: argparse.Namespace, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The faults asked for, on this machine, now; the others as ``earlier`` has them."""
+    found = {kind: earlier.get(kind) for kind in KINDS}
+    for kind in [options.coverage] if options.coverage else KINDS:
+        found[kind] = run = await losses(options, kind)
+        print(f"{kind:9} {run['medians']}  wrong {run['tokens_wrong']} of {run['tokens']}")
     return {
         **provenance(f"tools/bench recovery --faults {options.faults}"),
         "ranks": options.ranks,
         "model": str(options.model.name),
-        "intact": intact,
-        "repaired": repaired,
-        "restart_over_pause": round(restart_s / pause_s, 1) if pause_s else None,
+        **found,
+        "restart_over_pause": ratio(found["intact"]),
     }
+
+
+def ratio(intact: Mapping[str, Any] | None) -> float | None:
+    """How many times as long a full restart kept everybody waiting as a loss did."""
+    if not intact or not intact["full_restart"] or not intact["medians"].get("pause_ms"):
+        return None
+    return round(float(intact["full_restart"]["unavailable_s"]) * 1000 / float(intact["medians"]["pause_ms"]), 1)
 
 
 def main(argv: list[str]) -> int:
     """Run; 0 when no request failed and no token was wrong."""
     options = arguments().parse_args(argv)
-    result = asyncio.run(measure(options))
+    keeps = options.coverage and options.json and options.json.exists()
+    result = asyncio.run(measure(options, json.loads(options.json.read_text()) if keeps else {}))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     if options.plot:
-        plot(result, options.plot)
-    for name in ("intact", "repaired"):
-        run = result[name]
-        print(f"{name:9} {run['medians']}  wrong {run['tokens_wrong']} of {run['tokens']}")
-    print(f"full restart {result['intact']['full_restart']}; ÷ pause: {result['restart_over_pause']}")
-    wrong = result["intact"]["tokens_wrong"] + result["repaired"]["tokens_wrong"] + result["repaired"]["failed"]
-    return 0 if wrong == 0 else 1
+        draw(result, options.plot)
+    runs = [result[kind] for kind in KINDS if result[kind]]
+    print(f"full restart {[run['full_restart'] for run in runs]}; ÷ pause: {result['restart_over_pause']}")
+    return 0 if not sum(run["tokens_wrong"] + (run["failed"] or 0) for run in runs) else 1
 
 
 if __name__ == "__main__":
