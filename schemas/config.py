@@ -171,7 +171,7 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """Loads of a planned change take no more than this, so that serving keeps memory and disk; 0 for no limit."""
     start_deadline_s: Seconds = 600.0
     """An engine that is not ready by then is started again."""
-    start_niceness: Niceness = 10
+    start_niceness: Niceness = 5
     """How far an engine that starts gives way to those that serve; it stops to when it is ready."""
     stop_deadline_s: Seconds = 60.0
     """From SIGTERM to the end: time to be drained."""

@@ -34,7 +34,7 @@ def test_clients_of_the_dead_rank_are_told_from_the_others():
     dead = answer(90, 140, ranks=(2, 0), resumed=1)
     other = answer(90, 110, ranks=(1,))
     over = answer(10, 20, ranks=(2,), ended_ms=50)
-    assert split_by_rank([dead, other, over], 2, moment) == ([other], [dead])
+    assert split_by_rank([dead, other, over], (2,), moment) == ([other], [dead])
     report = FaultReport("SIGKILL", 2)
     gaps_of_loss(report, [dead, other, over], moment, 200 * MS)
     assert (report.pause_ms, report.resume_ms) == (20, 50)

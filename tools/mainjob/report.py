@@ -12,7 +12,7 @@ from schemas.codec import decode
 from schemas.operations import Phase, Recovery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from schemas.vocabulary import Rank
     from tools.loadgen import Answer
@@ -115,20 +115,26 @@ def longest_gap_ms(answers: Iterable[Answer], *, since_ns: int, until_ns: int) -
     )
 
 
-def split_by_rank(answers: Sequence[Answer], rank: Rank, moment: Moment) -> tuple[list[Answer], list[Answer]]:
-    """Answers under way at ``moment``: (of other ranks, of ``rank``). A resumed answer names its ranks in order."""
+def split_by_rank(
+    answers: Sequence[Answer], ranks: Collection[Rank], moment: Moment
+) -> tuple[list[Answer], list[Answer]]:
+    """Answers under way at ``moment``: (of other ranks, of ``ranks``). A resumed answer names its ranks in order."""
     under_way = [
         answer
         for answer in answers
         if answer.sent_ns <= moment.monotonic_ns and (not answer.ended_ns or answer.ended_ns >= moment.monotonic_ns)
     ]
-    hit = [answer for answer in under_way if rank in answer.ranks and (answer.resumed or answer.ranks[-1] == rank)]
+    hit = [
+        answer
+        for answer in under_way
+        if any(rank in answer.ranks and (answer.resumed or answer.ranks[-1] == rank) for rank in ranks)
+    ]
     return [answer for answer in under_way if answer not in hit], hit
 
 
 def gaps_of_loss(report: FaultReport, answers: Sequence[Answer], moment: Moment, until_ns: int) -> None:
     """Fill in what clients saw of a loss."""
-    others, hit = split_by_rank(answers, report.rank, moment)
+    others, hit = split_by_rank(answers, report.blamed or (report.rank,), moment)
     window = {"since_ns": moment.monotonic_ns, "until_ns": until_ns + _SETTLED_NS}
     report.pause_ms = longest_gap_ms(others, **window)
     report.resume_ms = longest_gap_ms(hit, **window) if hit else None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _TRACKER_S = 0.5
 """For a resource tracker to remove what the others left; it takes milliseconds."""
-_LOOK_S = 0.005
 _SHARED = Path("/dev/shm")  # noqa: S108  where Linux keeps named semaphores and shared memory
 _KINDS = ("sem.mp-", "sglang_loads_", "sgl_shm_")
 
@@ -25,16 +29,30 @@ def end_tree(group: int, *, within_s: float = 1.0) -> None:
     shared = {inode for pid in _running(group) for inode in _mapped(pid)}
     limit = time.monotonic() + within_s
     while (ending := [pid for pid, tracks in _running(group).items() if not tracks]) and time.monotonic() < limit:
-        for pid in ending:  # in rounds: one that is killed may have started another
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(_LOOK_S)
-    limit = time.monotonic() + _TRACKER_S
-    while _running(group) and time.monotonic() < limit:
-        time.sleep(_LOOK_S)
+        _await_end(ending, limit, kill=True)  # in rounds: one that is killed may have started another
+    _await_end(_running(group), time.monotonic() + _TRACKER_S, kill=False)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     _remove(shared)
+
+
+def _await_end(pids: Iterable[int], limit: float, *, kill: bool) -> None:
+    """Sleep until all have ended; looking again and again would take the processor from those that recover."""
+    with contextlib.ExitStack() as opened:
+        ends = select.poll()
+        waiting = 0
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                opened.callback(os.close, pidfd)
+                ends.register(pidfd, select.POLLIN)
+                waiting += 1
+                if kill:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        while waiting and (left := limit - time.monotonic()) > 0:
+            for pidfd, _ in ends.poll(left * 1e3):
+                ends.unregister(pidfd)
+                waiting -= 1
 
 
 def _running(group: int) -> dict[int, bool]:
