@@ -27,7 +27,7 @@ from worker.engine.backup import write_backup
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.loader import Loader
 from worker.engine.manifest import obtain
-from worker.engine.slots import SlotLayout, SlotMemory, SlotStore, expert_checksum
+from worker.engine.slots import HostSlots, SlotLayout, SlotStore, expert_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ class Sources:
     folder: Path
     backup: Path
     manifest: Manifest
-    peer: SlotMemory
+    peer: HostSlots
 
     @classmethod
     def make(cls, folder: Path, backup: Path, seed: int) -> Sources:
@@ -56,7 +56,7 @@ class Sources:
         manifest = obtain(checkpoint, "float32", folder)
         layers, experts = len(checkpoint.layers), checkpoint.n_experts
         write_backup(backup, checkpoint, manifest, [(layer, e) for layer in range(layers) for e in range(experts)])
-        peer = SlotMemory.create(SlotLayout(layers, experts, checkpoint.shape("float32")), "bench-peer")
+        peer = HostSlots.create(SlotLayout(layers, experts, checkpoint.shape("float32")), "bench-peer")
         sources = cls(model, backup, manifest, peer)
         Loader(SlotStore(peer), manifest, checkpoint, lambda _: None).run(
             list(sources.loads(SourceTier.CHECKPOINT)), go_on=lambda: True
@@ -88,8 +88,9 @@ class Fill:
 
 def fill(sources: Sources, tier: SourceTier, *, cold: bool = False) -> Fill:
     """Fill slots that have been written before, as a serving rank's have; the result is verified."""
-    store = SlotStore(SlotMemory.create(sources.peer.layout, "bench-slots"))
-    store.memory.bytes[:] = 0
+    memory = HostSlots.create(sources.peer.layout, "bench-slots")
+    memory.bytes[:] = 0
+    store = SlotStore(memory)
     loader = Loader(store, sources.manifest, Checkpoint(sources.folder), lambda _: sources.peer)
     if cold:
         drop(sources.folder)
@@ -98,7 +99,7 @@ def fill(sources: Sources, tier: SourceTier, *, cold: bool = False) -> Fill:
     took = Fill(time.perf_counter() - began, _disk_bytes() - before)
     if spent.tier is not tier or spent.bytes != sources.nbytes:
         raise RuntimeError(f"{tier}: {spent.bytes} of {sources.nbytes} bytes came from {spent.tier}")
-    store.memory.close()
+    memory.close()
     return took
 
 
