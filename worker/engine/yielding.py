@@ -13,6 +13,8 @@ from pathlib import Path
 
 _CAP_SYS_NICE = 23
 _LOWEST = 19
+_BEHIND = 10
+"""A tenth of a contended core: the dying must still give back memory and ports before a successor starts."""
 
 
 def allowed(niceness: int) -> int:
@@ -30,8 +32,8 @@ def _capable() -> bool:
 
 
 def sink(group: int) -> None:
-    """Give a process group the lowest priority: tearing it down is work that nobody waits for."""
-    _set(group, _LOWEST)
+    """Put a process group behind those that serve: tearing it down is work that they do not wait for."""
+    _set(group, max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def rise(group: int) -> None:
