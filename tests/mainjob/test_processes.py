@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,6 +20,19 @@ FAMILY = textwrap.dedent(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "300"], start_new_session=True)
     print(os.getpid(), child.pid, flush=True)
+    time.sleep(300)
+    """
+)
+
+SHARES = textwrap.dedent(
+    """
+    import _multiprocessing, os, signal, time
+    from multiprocessing import resource_tracker
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    name = f"/mp-test-{os.getpid()}"
+    kept = _multiprocessing.SemLock(1, 1, 1, name, False)
+    resource_tracker.register(name, "semaphore")
+    print(os.getpid(), os.getpid(), flush=True)
     time.sleep(300)
     """
 )
@@ -48,6 +62,18 @@ def test_a_stubborn_program_and_its_orphans_are_gone_at_the_end(tmp_path):
         parent, child = pids_in(program.log)
     assert gone(parent)
     assert gone(child)
+
+
+def test_what_a_program_shared_goes_with_it(tmp_path):
+    shares = tmp_path / "shares.py"
+    shares.write_text(SHARES)
+    with Household(tmp_path, grace_s=1.0) as household:
+        program = household.start("shares", [sys.executable, str(shares)])
+        parent, number = pids_in(program.log)
+        semaphore = Path(f"/dev/shm/sem.mp-test-{number}")  # noqa: S108  where Linux keeps it
+        assert semaphore.exists()
+    assert gone(parent)
+    assert not semaphore.exists()
 
 
 def test_an_orphan_of_a_killed_program_is_adopted_and_ended(tmp_path):

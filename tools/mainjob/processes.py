@@ -8,6 +8,7 @@ come to us (``PR_SET_CHILD_SUBREAPER``), are known by the household's mark in th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "EEP_HOUSEHOLD"
+_TRACKER_S = 1.0
+"""For resource trackers to remove what others left; it takes milliseconds."""
 
 
 class ProcessEndedError(RuntimeError):
@@ -155,15 +158,19 @@ class Household:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Kill what bears our mark, in rounds: killing one may hand us its children."""
+        """Kill what bears our mark, in rounds: killing one may hand us its children.
+
+        Python's resource trackers end by themselves when all others have, and remove what those shared in /dev/shm.
+        """
         deadline = time.monotonic() + self.grace_s
         while (left := self._marked()) and time.monotonic() < deadline:
-            for process in left:
-                try:
+            doomed = [process for process in left if not _tracks(process)]
+            if not doomed:
+                _, doomed = psutil.wait_procs(left, timeout=_TRACKER_S)
+            for process in doomed:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-                except psutil.NoSuchProcess:
-                    continue
-            psutil.wait_procs(left, timeout=1.0)
+            psutil.wait_procs(doomed, timeout=1.0)
 
     def _marked(self) -> list[psutil.Process]:
         found = []
@@ -174,3 +181,10 @@ class Household:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+
+def _tracks(process: psutil.Process) -> bool:
+    try:
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
