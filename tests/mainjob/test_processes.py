@@ -32,10 +32,11 @@ SHARES = textwrap.dedent(
     name = f"/mp-test-{os.getpid()}"
     kept = _multiprocessing.SemLock(1, 1, 1, name, False)
     resource_tracker.register(name, "semaphore")
-    print(os.getpid(), os.getpid(), flush=True)
+    print(os.getpid(), flush=True)
     time.sleep(300)
     """
 )
+OUTLIVED = "import subprocess, sys; subprocess.Popen([sys.executable, sys.argv[1]], start_new_session=True).wait()"
 
 
 def pids_in(log, *, deadline_s=20.0):
@@ -68,11 +69,11 @@ def test_what_a_program_shared_goes_with_it(tmp_path):
     shares = tmp_path / "shares.py"
     shares.write_text(SHARES)
     with Household(tmp_path, grace_s=1.0) as household:
-        program = household.start("shares", [sys.executable, str(shares)])
-        parent, number = pids_in(program.log)
-        semaphore = Path(f"/dev/shm/sem.mp-test-{number}")  # noqa: S108  where Linux keeps it
+        program = household.start("shares", [sys.executable, "-c", OUTLIVED, str(shares)])
+        (owner,) = pids_in(program.log)
+        semaphore = Path(f"/dev/shm/sem.mp-test-{owner}")  # noqa: S108  where Linux keeps it
         assert semaphore.exists()
-    assert gone(parent)
+    assert gone(owner)
     assert not semaphore.exists()
 
 
