@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.benchmarks.placement import plots, suite, verdict
+from tools.benchmarks.placement.timing import times
 
 
 def main(argv: list[str]) -> int:
@@ -26,18 +27,30 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write planner_*.png")
     parser.add_argument("--seed", type=int, default=0, help="of the loads")
     parser.add_argument("--quick", action="store_true", help="two shapes, two loads, a short day")
+    parser.add_argument("--retime", type=Path, metavar="FILE", help="measure only the times, and put them into FILE")
     options = parser.parse_args(argv)
-    result: dict[str, Any] = {"run": about(["tools/bench planner", *(Path(word).name for word in argv)])}
-    result |= suite.measure(seed=options.seed, quick=options.quick)
+    command = ["tools/bench planner", *(Path(word).name for word in argv)]
+    if options.retime:
+        result = json.loads(options.retime.read_text(encoding="utf-8"))
+        names = list(dict.fromkeys(row["load"] for row in result["placement"]))
+        result["time"] = times(names, seed=options.seed, quick=options.quick)
+        result["time_run"] = about(command)
+    else:
+        result = {"run": about(command), **suite.measure(seed=options.seed, quick=options.quick)}
+    return report(result, target=options.retime or options.json, folder=options.plots)
+
+
+def report(result: dict[str, Any], *, target: Path | None, folder: Path | None) -> int:
+    """Judge, print and write; 1 if a target is missed."""
     result["verdict"] = [line.as_dict() for line in verdict.judge(result)]
     for line in result["verdict"]:
         print(f"{'ok  ' if line['met'] else 'MISS'} {line['target']}: {line['measured']}")
         for case in (*line["missed"], *line["infeasible"]):
             print(f"       {case}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if options.plots:
-        plots.draw(result, options.plots)
+    if target:
+        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if folder:
+        plots.draw(result, folder)
     return 0 if all(line["met"] for line in result["verdict"]) else 1
 
 
