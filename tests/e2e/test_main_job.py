@@ -25,6 +25,43 @@ def marked(mark):
     return found
 
 
+def told_span_by_span(fault, *, survivors):
+    """The trace of the loss, as the leader, the agents of the survivors and nobody else told it."""
+    spans = fault["spans"]
+    (root,) = [span for span in spans if span["name"] == "eep.recovery"]
+    assert (root["parent_id"], root["service"]) == ("", "eep-controlplane")
+    about = root["attributes"]
+    before, after, _ = fault["epochs"]
+    assert (about["eep.epoch.from"], about["eep.epoch.to"], about["eep.cut"]) == (str(before), str(after), "abort")
+    assert (about["eep.blame"], about["eep.evidence"]) == (str(fault["rank"]), "dead")
+    assert about["eep.outcome"] == "done"
+    assert f"rank {fault['rank']} is gone" in about["eep.reason"]
+
+    def below(name, service):
+        return [
+            span
+            for span in spans
+            if (span["name"], span["service"], span["parent_id"]) == (name, service, root["span_id"])
+        ]
+
+    def ranks(name, service):
+        return sorted(int(span["attributes"]["eep.rank"]) for span in below(name, service))
+
+    for phase in ("eep.detect", "eep.decide", "eep.plan", "eep.publish", "eep.commit"):
+        assert below(phase, "eep-controlplane"), f"{phase} is missing"
+    assert below("eep.decide", "eep-controlplane")[0]["attributes"]["eep.reason"] == about["eep.reason"]
+    assert ranks("eep.first_token", "eep-controlplane") == sorted(survivors)
+    for name in ("eep.prepare", "eep.commit"):
+        assert ranks(name, "eep-worker") == sorted(survivors), name
+    loaded = {span["attributes"]["eep.source.tier"] for span in spans if span["name"] == "eep.load"}
+    assert loaded == set(fault["loaded_bytes"])
+    order = ("eep.detect", "eep.decide", "eep.plan", "eep.publish", "eep.first_token")
+    starts = [below(phase, "eep-controlplane")[0]["start_ns"] for phase in order]
+    assert starts == sorted(starts)
+    assert all(span["end_ns"] >= span["start_ns"] for span in spans)
+    assert {span["parent_id"] for span in spans} - {""} <= {span["span_id"] for span in spans}
+
+
 @pytest.mark.timeout(900)
 def test_a_killed_rank_costs_no_request_and_no_token(tmp_path):
     result, mark = tmp_path / "out.json", uuid.uuid4().hex
@@ -55,6 +92,7 @@ def test_a_killed_rank_costs_no_request_and_no_token(tmp_path):
     assert len(fault["epochs"]) == 3, "before, without the rank, with it again"
     assert fault["rejoin_ms"] > 0
     assert fault["trace_id"] in run.stderr
+    told_span_by_span(fault, survivors={0, 1, 2} - {fault["rank"]})
     assert marked(mark) == [], "every process it started is gone"
 
 
