@@ -36,4 +36,4 @@ def test_a_partitioned_member_is_left_and_nothing_is_lost(scenario):
     found = json.loads(done.stdout)
     assert found["gap_s"] <= found["bound_s"]
     assert found["listings"] == 1
-    assert found["events"] > 100
+    assert found["events"] > 20, "too few writes to tell anything"

@@ -36,9 +36,9 @@ def stranger(tmp_path_factory):
     return make_authority(tmp_path_factory.mktemp("pki") / "other", name="somebody else")
 
 
-async def round_trip(**settings):
+async def round_trip(*, within_s=20.0, **settings):
     """A put and a get with these settings."""
-    async with EtcdClient(EtcdConfig(deadline_s=0.8, **settings)) as etcd:
+    async with EtcdClient(EtcdConfig(deadline_s=within_s, **settings)) as etcd:
         await etcd.put(f"{PREFIX}a", b"1")
         return (await etcd.get(f"{PREFIX}a")).only.value
 
@@ -48,10 +48,10 @@ async def test_tls_proves_the_server(binary, authority, stranger):
     with LocalEtcd(binary=binary, tls=True, extra=flags) as etcd:
         assert await round_trip(endpoints=etcd.endpoints, ca_file=authority.certificate) == b"1"
         with pytest.raises(UnavailableError, match="certificate"):
-            await round_trip(endpoints=etcd.endpoints, ca_file=stranger.certificate)
+            await round_trip(within_s=2.0, endpoints=etcd.endpoints, ca_file=stranger.certificate)
         plain = tuple(url.replace("https", "http") for url in etcd.endpoints)
         with pytest.raises(UnavailableError):
-            await round_trip(endpoints=plain)
+            await round_trip(within_s=2.0, endpoints=plain)
 
 
 async def test_mutual_tls_proves_the_client_and_its_keeper(binary, authority, stranger):
@@ -61,11 +61,11 @@ async def test_mutual_tls_proves_the_client_and_its_keeper(binary, authority, st
         known = {"ca_file": authority.certificate, "certificate_file": certificate, "key_file": key}
         assert await round_trip(endpoints=etcd.endpoints, **known) == b"1"
         with pytest.raises(UnavailableError):
-            await round_trip(endpoints=etcd.endpoints, ca_file=authority.certificate)
+            await round_trip(within_s=2.0, endpoints=etcd.endpoints, ca_file=authority.certificate)
         certificate, key = stranger.issue("client")
         unknown = {"ca_file": authority.certificate, "certificate_file": certificate, "key_file": key}
         with pytest.raises(UnavailableError):
-            await round_trip(endpoints=etcd.endpoints, **unknown)
+            await round_trip(within_s=2.0, endpoints=etcd.endpoints, **unknown)
         lease = await KeptLease.take(EtcdConfig(endpoints=etcd.endpoints, **known), ttl_s=2, progress_deadline_s=9)
         await lease.release()
 
