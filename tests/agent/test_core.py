@@ -201,6 +201,54 @@ def test_exclusion_fences_the_engine_before_it_ends_and_the_rank_comes_back():
     assert follow(state, Tick(9.0, 8))[1] == [StartEngine(8)]
 
 
+def test_an_exclusion_that_was_missed_while_etcd_was_away_is_one_all_the_same():
+    """The abort that excluded us was followed by a planned epoch, and only that one is seen."""
+    _, actions = follow(up(), seen(version(3, 3, 0, 9), now=9.0))
+    assert EndEngine("excluded by epoch 3: why", fence=True) in actions
+
+
+def let_go():
+    """An agent whose engine was let go by epoch 2, and has not yet crossed out."""
+    return follow(
+        up(),
+        seen(version(1, 3, 7), version(2, 3)),
+        Heard(2.0, Prepared(epoch=2, ok=True)),
+        Heard(2.1, status()),
+        seen(version(2, 3)),
+    )[0]
+
+
+def test_an_engine_that_was_let_go_is_asked_back_only_when_it_has_crossed_out():
+    """Until then it runs under the table whose slots the next preparation may write (invariant 1)."""
+    state, actions = follow(let_go(), seen(version(2, 3), version(3, 3, 7)))
+    assert actions == [CallOff(2)], "nobody waits for it any more, and the flip may never come"
+    _, actions = follow(state, Heard(2.4, Activated(epoch=2, step=9, waited_ms=0.1)))
+    parked = Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9)
+    assert actions == [Publish(parked), prepare(3, 3, 7)]
+
+
+def test_an_engine_that_crossed_out_before_its_agent_heard_of_the_commit_is_asked_back_at_once():
+    state, _ = follow(
+        up(),
+        seen(version(1, 3, 7), version(2, 3)),
+        Heard(2.0, Prepared(epoch=2, ok=True)),
+        Heard(2.1, Activated(epoch=2, step=9, waited_ms=0.1)),
+        seen(version(2, 3)),
+    )
+    assert follow(state, seen(version(2, 3), version(3, 3, 7)))[1] == [prepare(3, 3, 7)]
+
+
+def test_a_released_engine_leaves_the_step_whose_flip_an_abort_made_needless():
+    assert follow(let_go(), seen(version(3, 3, cut=Cut.ABORT)))[1] == [CallOff(2)]
+
+
+def test_a_rank_that_leaves_while_it_crosses_out_stays_for_the_flip():
+    state, actions = follow(let_go(), Leave(3.0, "SIGTERM", 20.0))
+    assert not any(isinstance(action, EndEngine | Exit) for action in actions)
+    _, actions = follow(state, Heard(3.1, Activated(epoch=2, step=9, waited_ms=0.1)))
+    assert actions[-1] == Exit("left: SIGTERM")
+
+
 def test_a_planned_farewell_waits_for_the_last_request_and_parks_the_engine_which_can_be_asked_back():
     state, actions = follow(up(), seen(version(1, 3, 7), version(2, 3)))
     assert actions == [prepare(2, 3)], "it still takes part in the last step of epoch 1"
@@ -214,6 +262,8 @@ def test_a_planned_farewell_waits_for_the_last_request_and_parks_the_engine_whic
     assert actions == [Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=True))]
     state, actions = follow(state, seen(version(2, 3)))
     assert actions == [Committed(2), Send(Commit(epoch=2, cut=Cut.PLANNED))]
+    state, actions = follow(state, Heard(2.4, Activated(epoch=2, step=9, waited_ms=0.1)))
+    assert actions == [Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9))]
     assert follow(state, seen(version(3, 4)))[1] == [], "others' epochs are not its business"
     assert follow(state, seen(version(3, 4), version(4, 4, 7)))[1] == [prepare(4, 4, 7)]
 

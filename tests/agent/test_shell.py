@@ -13,7 +13,7 @@ from controlplane.telemetry import WorkerMetrics
 from schemas.codec import decode, encode
 from schemas.config import EtcdConfig
 from schemas.keys import Keys
-from schemas.messages import Activated, Commit, Drain, EngineStatus, Hello, Prepare, Prepared, Ready
+from schemas.messages import Activated, Ask, Commit, Drain, EngineStatus, Hello, Prepare, Prepared, Ready
 from schemas.placement import Placement
 from schemas.records import Ack, EpochRecord, EpochVersion, FaultReport, Registration
 from schemas.vocabulary import Cut, Evidence, Member, SourceTier
@@ -68,7 +68,7 @@ class ScriptedEngine:
             self.say(Prepared(epoch=message.epoch, ok=True))
         elif isinstance(message, Commit):
             self.say(Activated(epoch=message.epoch, step=1, waited_ms=0.1))
-        elif isinstance(message, Drain):
+        elif isinstance(message, Drain | Ask):
             self.say(EngineStatus(epoch=1, prepared=1, step=1, running=0, waiting=0, draining=True))
 
     def call_off(self, epoch):
@@ -222,9 +222,11 @@ async def test_what_stands_survives_the_loss_of_the_lease(etcd, engine):
 
 
 async def test_a_rank_that_leaves_exits_when_it_is_let_go(etcd, engine):
-    await in_epoch_one(etcd, engine)
+    me = await in_epoch_one(etcd, engine)
     engine.agent.leave("SIGTERM", deadline_s=30)
     assert (await registered(etcd, lambda found: bool(found.leaving))).leaving == "SIGTERM"
+    await publish(etcd, committed=version(1, me), preparing=version(2, Member(1, 5)))
+    await record(etcd, KEYS.ack(2, 0), Ack, lambda ack: ack.prepared)
     await publish(etcd, committed=version(2, Member(1, 5)))
     assert await asyncio.wait_for(engine.work, 10) == "left: SIGTERM"
     assert (await etcd.get(KEYS.rank(0))).only is None, "the lease is released"

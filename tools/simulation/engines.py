@@ -104,6 +104,8 @@ class Engine:
         if self.active is not None and self.active.epoch < epoch:
             self.fabric.note(f"rank {self.rank} leaves the step of epoch {self.active.epoch}")
             self.active = None
+            if self.staged is not None and self.staged.epoch <= self.known_commit and not self._among(self.staged):
+                self.activate()  # whoever left its step crosses out when that is staged and decided
 
     def committed(self, epoch: Epoch) -> None:
         """The control block says that ``epoch`` is decided."""
@@ -248,13 +250,14 @@ class Engine:
         if self.staged is None:
             return
         self.active, self.staged = self.staged, None
-        mine = any(member == (self.rank, self.incarnation) for member in map(_pair, self.active.members))
         epoch = self.active.epoch
         self._absent_since.clear()
-        if not mine:
+        if not self._among(self.active):
             self.active = None
-            return
         self._say(Activated(epoch=epoch, step=self.steps, waited_ms=0.0))
+
+    def _among(self, table: _Table) -> bool:
+        return (self.rank, self.incarnation) in map(_pair, table.members)
 
     def complain(self, peer: Member, *, now_s: float) -> None:
         """A step cannot complete for want of ``peer``: say so once it is sure, once per epoch."""

@@ -87,6 +87,7 @@ class State:
         prepared: highest epoch the engine says it prepared.
         crossed: highest epoch whose commit was passed on.
         activated: epoch the engine runs under.
+        parting: epoch that let us go and that the engine has still to cross into; 0 when there is none.
         ack: what was last acknowledged; later phases add to it.
         farewell: the acknowledgement of an epoch without us, held back until our last request has ended.
         leaving: why the rank wants to go; empty while it stays.
@@ -106,6 +107,7 @@ class State:
     prepared: Epoch = 0
     crossed: Epoch = 0
     activated: Epoch = 0
+    parting: Epoch = 0
     ack: Ack | None = None
     farewell: Ack | None = None
     leaving: str = ""
@@ -170,6 +172,7 @@ def _start(state: State, now: float, incarnation: Incarnation) -> tuple[State, D
         prepared=0,
         crossed=0,
         activated=0,
+        parting=0,
         farewell=None,
     )
     return fresh, Decision((StartEngine(incarnation),), f"engine starts as incarnation {incarnation}")
@@ -236,8 +239,10 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
         case Activated():
             ack = structs.replace(_ack(state, message.epoch), activated=True, step=message.step)
             if not state.active:  # it has crossed out with the others: nobody waits for it in a step any more
-                gone = (Exit(f"left: {state.leaving}"),) if state.leaving else ()
-                return replace(state, ack=ack), Decision((Publish(ack), *gone), f"parked by epoch {message.epoch}")
+                parked, why = replace(state, ack=ack, parting=0), f"parked by epoch {message.epoch}"
+                if state.leaving:
+                    return parked, Decision((Publish(ack), Exit(f"left: {state.leaving}")), why)
+                return _follow_after(parked, (Publish(ack),), why)
             running = replace(state, activated=message.epoch, ack=ack)
             actions = (Publish(ack), Publish(_registration(running)))
             return running, Decision(actions, f"runs under epoch {message.epoch} after {message.waited_ms:.1f} ms")
@@ -255,7 +260,7 @@ def _hello(state: State, message: Hello) -> tuple[State, Decision]:
         known = replace(state, hello=message)
         return known, Decision((Publish(_registration(known)),), "engine is up; loading and warming")
     # The same engine on a new connection: what was said on the old one since it last crossed may be lost.
-    again = replace(state, hello=message, asked=state.activated, crossed=state.activated, farewell=None)
+    again = replace(state, hello=message, asked=state.activated, crossed=state.activated, parting=0, farewell=None)
     return _follow_after(again, (), "engine is connected again")
 
 
@@ -312,7 +317,7 @@ def _epoch_seen(state: State, event: EpochSeen) -> tuple[State, Decision]:
     seen = replace(state, seen=event)
     if not seen.ready:
         return seen, Decision(reason="epoch noted; the engine is not ready")
-    if was_active and not seen.active and event.record.committed.cut is Cut.ABORT:
+    if was_active and not seen.active and _against_our_will(seen, event.record.committed):
         return _excluded(seen, event)
     actions: list[Action] = []
     committed = event.record.committed
@@ -327,6 +332,14 @@ def _epoch_seen(state: State, event: EpochSeen) -> tuple[State, Decision]:
 
 def _age(record: EpochRecord) -> tuple[int, int]:
     return record.committed.epoch, record.fence
+
+
+def _against_our_will(state: State, version: EpochVersion) -> bool:
+    """Whether we are out by exclusion: the planned epoch that lets us go is one that we were asked to prepare.
+
+    A rank that was cut off from etcd may see only a later one, after the abort that excluded it.
+    """
+    return version.cut is Cut.ABORT or version.epoch != state.asked
 
 
 def _excluded(state: State, event: EpochSeen) -> tuple[State, Decision]:
@@ -345,16 +358,26 @@ def _follow(state: State, event: EpochSeen) -> tuple[State, Decision]:
     counted_on = state.among(committed) or state.activated > 0
     if counted_on and committed.epoch > state.crossed:
         return _cross(state, committed, event.committed)
-    if committed.cut is Cut.ABORT and state.crossed and committed.epoch > state.crossed:
-        # Let go, but perhaps still waiting for the flip that was to release it: that flip will not come any more.
-        left = replace(state, crossed=committed.epoch)
-        return left, Decision((CallOff(committed.epoch),), "the others went on without the flip that let us go")
+    if state.parting:
+        return state, _part(state, event.record)
     if preparing is None or event.preparing is None or preparing.epoch <= state.asked:
         return state, Decision()
     if not (state.among(preparing) or state.active):
         return state, Decision()
     asked = replace(state, asked=preparing.epoch)
     return asked, Decision((_prepare(state, preparing, event.preparing),), f"prepares epoch {preparing.epoch}")
+
+
+def _part(state: State, record: EpochRecord) -> Decision:
+    """Let go, but the engine still waits for the flip that releases it: until then its slots are in use.
+
+    A newer epoch is planned only when all who stay have crossed, and an abort does without the flip: then nobody waits
+    for us in a step any more, and the flip may not come, because others who were let go with us are no more.
+    """
+    newest = record.preparing or record.committed
+    if newest.epoch <= state.parting:
+        return Decision()
+    return Decision((CallOff(state.parting),), "the others went on without the flip that let us go")
 
 
 def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Decision]:
@@ -366,7 +389,9 @@ def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Deci
     actions += [Committed(version.epoch), Send(Commit(epoch=version.epoch, cut=version.cut))]
     crossed = replace(state, asked=max(state.asked, version.epoch), crossed=version.epoch)
     if not state.among(version):  # let go: the engine parks, and may be asked back as it is
-        crossed = replace(crossed, activated=0, farewell=None)
+        parting = version.epoch if state.activated < version.epoch else 0  # a peer may have told the engine first
+        crossed = replace(crossed, activated=0, parting=parting, farewell=None)
+        actions += _part(crossed, state.record).actions if state.record and parting else ()
     return crossed, Decision(tuple(actions), f"crosses into epoch {version.epoch}: {version.reason}")
 
 
@@ -387,7 +412,7 @@ def _prepare(state: State, version: EpochVersion, plan: Plan) -> Send:
 
 def _leave(state: State, event: Leave) -> tuple[State, Decision]:
     leaving = replace(state, leaving=event.reason, leave_by=event.now + event.deadline_s)
-    if not state.running or not state.active:
+    if not state.running or not (state.active or state.parting):
         return leaving, Decision(
             (EndEngine(event.reason, fence=False), Exit(event.reason)), "leaves; nobody counts on it"
         )
