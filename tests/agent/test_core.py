@@ -282,6 +282,18 @@ def test_a_rank_that_leaves_is_drained_and_then_exits():
     ]
 
 
+def test_a_rank_that_leaves_exits_when_its_engine_crossed_out_before_the_agent_heard_of_the_commit():
+    """A peer's agent heard first, and the peer's engine told ours in the step's row."""
+    state, _ = follow(
+        up(),
+        Leave(3.0, "SIGTERM", 20.0),
+        seen(version(1, 3, 7), version(2, 3)),
+        Heard(4.0, Prepared(epoch=2, ok=True)),
+        Heard(4.1, Activated(epoch=2, step=9, waited_ms=0.1)),
+    )
+    assert follow(state, seen(version(2, 3)))[1][-1] == Exit("left: SIGTERM")
+
+
 def test_a_rank_that_nobody_lets_go_leaves_at_its_deadline():
     state, _ = follow(up(), Leave(3.0, "SIGTERM", 20.0))
     assert follow(state, Tick(22.9, 8))[1] == []

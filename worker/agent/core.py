@@ -392,6 +392,7 @@ def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Deci
         parting = version.epoch if state.activated < version.epoch else 0  # a peer may have told the engine first
         crossed = replace(crossed, activated=0, parting=parting, farewell=None)
         actions += _part(crossed, state.record).actions if state.record and parting else ()
+        actions += [Exit(f"left: {state.leaving}")] if state.leaving and not parting else ()
     return crossed, Decision(tuple(actions), f"crosses into epoch {version.epoch}: {version.reason}")
 
 
