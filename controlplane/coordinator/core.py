@@ -8,6 +8,7 @@ patience. At most one write is under way; its outcome is an event like any other
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +28,7 @@ from schemas.policy import OnTimeout
 from schemas.vocabulary import Cut, Evidence, Member
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from controlplane.coordinator.planning import Plan, Planner
     from controlplane.coordinator.state import Event, State
@@ -40,6 +41,7 @@ SUCCESSOR_PATIENCE = 2 * SECOND
 """A deadline that passed while nobody led is not the ranks' fault."""
 HOLD = SECOND
 """After a change was rolled back the next one waits this long, so that a lasting obstacle does not make a storm."""
+RANKS_NAMED = 16
 VIEW_EVERY = SECOND // 5
 """Views that changed without an epoch are written at most this often: at formation every rank changes at once."""
 
@@ -79,9 +81,10 @@ def step(state: State, event: Event, *, planner: Planner) -> Outcome:
             return _told(case, found)
         if isinstance(found, Wait):
             waiting = replace(found.state, said=found.why)
-            if write := housekeeping(replace(case, state=waiting)):
-                return _told(replace(case, state=waiting), write)
-            return Outcome(waiting, reason=found.why if found.why != state.said else "")
+            kept = housekeeping(replace(case, state=waiting))
+            if isinstance(kept, Write):
+                return _told(replace(case, state=waiting), kept)
+            return Outcome(kept or waiting, reason=found.why if found.why != state.said else "")
         if found is not None:
             case = replace(case, state=found)
     return Outcome(case.state)
@@ -156,7 +159,7 @@ def change_under_way(case: _Case) -> Write | Wait | None:
     late = sorted(everybody.keys() - prepared(version, everybody, state.acks))
     if not late:
         return changes.commit(state, version, record)
-    names = ", ".join(map(str, late))
+    names = _ranks(late)
     if state.now < max(version.deadline_unix_ns, state.noticed.get("led", 0) + SUCCESSOR_PATIENCE):
         return Wait(state, f"epoch {version.epoch} waits for ranks {names}")
     why = f"ranks {names} did not prepare epoch {version.epoch} in time"
@@ -164,6 +167,12 @@ def change_under_way(case: _Case) -> Write | Wait | None:
     if innocent or state.spec.on_timeout is OnTimeout.ROLLBACK:
         return _penalised(state, record, dict.fromkeys(late, why))
     return _excluding(case, late, why)
+
+
+def _ranks(ranks: Collection[Rank]) -> str:
+    """Their numbers; of many the first few."""
+    first = ", ".join(map(str, islice(ranks, RANKS_NAMED)))
+    return first if len(ranks) <= RANKS_NAMED else f"{first} and {len(ranks) - RANKS_NAMED} more"
 
 
 def _spoiled(state: State, version: EpochVersion) -> dict[Rank, str]:
@@ -240,7 +249,7 @@ def settling(case: _Case) -> Write | Wait | None:
         return _again(case, failed)
     if recovery is None:
         return None  # crossed into before this leader's records reach back: nothing is under way
-    names = ", ".join(map(str, late))
+    names = _ranks(late)
     if version.cut is Cut.PLANNED and (gone := _left_too_early(state, recovery)):
         return _forced(case, f"ranks {gone} went before ranks {names} had crossed into epoch {version.epoch}")
     if state.now < max(version.deadline_unix_ns, state.noticed.get("led", 0) + SUCCESSOR_PATIENCE):
@@ -266,7 +275,7 @@ def _left_too_early(state: State, recovery: Recovery) -> str:
         for rank in recovery.left
         if rank in accused or (there := state.registrations.get(rank)) is None or not there.ready
     ]
-    return ", ".join(map(str, gone))
+    return _ranks(gone)
 
 
 def _forced(case: _Case, reason: str) -> Write:
@@ -534,22 +543,34 @@ def _held_back(state: State) -> bool:
     return state.now < latest + HOLD
 
 
-def housekeeping(case: _Case) -> Write | None:
-    """Views for people and the gateway, and what is too old to keep."""
-    state = case.state
+def housekeeping(case: _Case) -> Write | State | None:
+    """Views for people and the gateway, and what is too old to keep; looked at when something they show has changed."""
+    state, shown = case.state, _shown(case)
+    if shown == state.shown:
+        return None
     forget = () if changes.running(state) else stale(state)  # nothing is so old that ranks should wait for its end
     status = refreshed(state, state.status, case.verdict)
     changed = status != state.status
     if changed and "viewed" in state.noticed and state.since("viewed") < VIEW_EVERY:
-        changed = False
-    if not changed and not forget:
         return None
+    if not changed and not forget:
+        return replace(state, shown=shown)
     return Write(
         reason="views" if changed else "housekeeping",
         decided=state.now,
         status=msgspec.structs.replace(status, fence=state.fence) if changed else None,
         forget=forget,
     )
+
+
+def _shown(case: _Case) -> tuple[object, ...]:
+    """All that the views and the rings of history are made of: acknowledgements of hundreds of members change none."""
+    state, preparing = case.state, case.state.record.preparing if case.state.record else None
+    joining = state.joining.keys() - state.members.keys()
+    linked = prepared(preparing, joining, state.acks) if preparing and joining else ()
+    waiting = state.registrations.keys() - state.members.keys()  # what keeps them out may end with time
+    known = state.record, state.status, state.registrations, state.recoveries, state.operations, state.placements
+    return *known, case.verdict.suspected, frozenset(linked), state.now // VIEW_EVERY if waiting else 0
 
 
 RULES: tuple[Callable[[_Case], Write | Wait | State | None], ...] = (

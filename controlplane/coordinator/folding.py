@@ -64,7 +64,7 @@ def fold(state: State, changes: Iterable[Change]) -> State:
         else:
             table[change.name] = change.value
     if "status" in fields and _speeds(fields["status"]) != _speeds(state.status):
-        fields["waits"] = {}  # they told of other speeds
+        fields |= {"waits": {}, "pace": None}  # they told of other speeds
     return replace(state, revisions=revisions, **fields)
 
 

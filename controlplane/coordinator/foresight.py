@@ -1,20 +1,24 @@
 """Repairs worked out before the loss, so that a recovery does not wait for its plan.
 
-While nothing is under way the leader plans the loss of every rank and of every host with several. What it remembers is
-the answer to one question: these ranks with these speeds and sources, holding this, under a load like this. A question
-that differs in anything else is planned as ever, so nothing needs to be called off when the instance changes.
+While nothing is under way the leader plans the loss of every rank and of every host with several; in a large instance
+that of the likeliest. What it remembers is the answer to one question: these ranks with these speeds and sources,
+holding this, under a load like this. A question that differs in anything else is planned as ever, so nothing needs to
+be called off when the instance changes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from operator import is_
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from controlplane.coordinator.changes import repair_of, running
+from controlplane.coordinator.membership import load_of
 from controlplane.coordinator.state import SECOND
+from schemas.vocabulary import RankState
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -30,6 +34,8 @@ ALIKE = 0.1
 """Loads are alike when no layer's experts differ by more than this part of its tokens: the plan's balance, not its
 validity, depends on them."""
 WORDS = ", worked out before the loss"
+LIKELIEST = 128
+"""So many ranks, and so many hosts, are planned for: a pass costs time with the ranks' number, not with its square."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Foresight:
         self._answers: dict[Hashable, _Answer] = {}
         self._seen: tuple[object, ...] = ()
         self._trouble = 0
+        self._load: npt.NDArray[np.float64] | None = None
         self.used = 0
         """Repairs that needed no planning."""
 
@@ -70,7 +77,11 @@ class Foresight:
 
     def ahead(self, state: State) -> Iterator[str]:
         """Plan one loss at a time, each named as it is done; what is asked no more is forgotten at the end."""
-        self._seen, self._trouble, kept = _basis(state), _trouble(state), {}
+        stale, basis = not self._current(state), _basis(state)
+        self._seen, self._trouble = basis, _trouble(state)
+        if not stale:
+            return
+        self._load, kept = _load(state), {}
         for name, lost in _losses(state):
             asked = repair_of(state, [rank for rank in sorted(state.members) if rank not in lost])
             if asked is None:
@@ -85,10 +96,20 @@ class Foresight:
             kept[question] = known
         self._answers = kept
 
+    def _current(self, state: State) -> bool:
+        """Whether only measurements came since the last pass, which are like those that it planned with."""
+        same = bool(self._seen) and all(map(is_, self._seen[:-1], _basis(state)[:-1]))
+        return same and self._trouble == _trouble(state) and _alike(self._load, _load(state))
+
 
 def _basis(state: State) -> tuple[object, ...]:
     """What the questions are made of; each part is replaced when anything in it changes."""
-    return state.record, state.registrations, state.status, state.backups, state.loads, state.spec
+    return state.record, state.registrations, state.status, state.backups, state.spec, state.loads
+
+
+def _load(state: State) -> npt.NDArray[np.float64] | None:
+    live = state.live
+    return load_of(state, layers=live.n_layers, experts=live.n_experts) if live else None
 
 
 def _trouble(state: State) -> int:
@@ -98,15 +119,23 @@ def _trouble(state: State) -> int:
 
 
 def _losses(state: State) -> Iterator[tuple[str, frozenset[Rank]]]:
-    """Every member alone, then every host with several of them."""
+    """Members alone, then hosts with several of them; those in trouble first."""
+    order = sorted(state.members, key=lambda rank: (not _troubled(state, rank), rank))
     hosts: dict[str, set[Rank]] = {}
-    for rank in sorted(state.members):
-        yield f"rank {rank}", frozenset({rank})
+    for rank in order:
         if there := state.registrations.get(rank):
             hosts.setdefault(there.host, set()).add(rank)
-    for host, ranks in sorted(hosts.items()):
-        if len(ranks) > 1:
-            yield f"host {host}", frozenset(ranks)
+    for rank in order[:LIKELIEST]:
+        yield f"rank {rank}", frozenset({rank})
+    several = ((host, ranks) for host, ranks in hosts.items() if len(ranks) > 1)
+    for host, ranks in islice(several, LIKELIEST):
+        yield f"host {host}", frozenset(ranks)
+
+
+def _troubled(state: State, rank: Rank) -> bool:
+    """Whether there are signs that it may go: suspected, slow, leaving, or lost before."""
+    view = state.view(rank)
+    return view.state is not RankState.ACTIVE or view.slow < 1 or bool(view.losses_unix_ns)
 
 
 def _question(instance: Instance, held: Placement) -> Hashable:

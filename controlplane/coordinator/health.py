@@ -14,21 +14,21 @@ import msgspec
 from controlplane.coordinator.changes import fresh
 from controlplane.coordinator.holdings import widened
 from controlplane.coordinator.membership import instance_of
-from controlplane.coordinator.slowness import complaint, paces, reckoned
+from controlplane.coordinator.slowness import complaint, paced, reckoned
 from controlplane.coordinator.state import SECOND
 
 if TYPE_CHECKING:
     from controlplane.coordinator.blame import Verdict
     from controlplane.coordinator.planning import Planner
-    from controlplane.coordinator.slowness import Pace
-    from controlplane.coordinator.state import State
+    from controlplane.coordinator.state import Pace, State
     from schemas.placement import Placement
     from schemas.records import RankView, Status
 
 
 def examined(state: State, verdict: Verdict) -> tuple[State, list[RankView]]:
     """The state with its patience brought forward, and the views of members that change."""
-    measured, views = paces(state), []
+    state, views = paced(state), []
+    measured = state.pace.paces if state.pace else {}
     for rank in sorted(state.members):
         before = state.view(rank)
         if rank in verdict.leaving and not before.draining:

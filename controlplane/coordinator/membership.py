@@ -9,7 +9,7 @@ import numpy as np
 
 from controlplane.coordinator.holdings import holdings, only
 from controlplane.coordinator.planning import Instance, Seat
-from controlplane.coordinator.state import SECOND, Kind
+from controlplane.coordinator.state import SECOND, Kind, once
 from schemas.placement import EMPTY
 
 if TYPE_CHECKING:
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from controlplane.coordinator.state import State
     from schemas.placement import Placement
-    from schemas.records import RankView, Registration
+    from schemas.records import Registration
     from schemas.vocabulary import Expert, Layer, Rank
+
+    Load = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def _misfit(state: State, registration: Registration) -> str:
     return ""
 
 
+@once
 def model(state: State) -> Registration | None:
     """The registration whose model is the instance's: that of the lowest member, else of the lowest ready rank.
 
@@ -123,6 +126,7 @@ def _by(parameters: Mapping[str, object]) -> tuple[Rank, ...]:
     return by if isinstance(by, tuple) else ()
 
 
+@once
 def held_now(state: State) -> Placement | None:
     """What members' slots hold; a rank whose process has changed holds nothing."""
     if state.record is None:
@@ -137,9 +141,8 @@ def instance_of(state: State, ranks: Iterable[Rank], *, held: Placement | None) 
     if shape is None or not shape.experts:
         return None
     members = sorted(ranks)
-    seats = {
-        rank: _seat(state.registrations[rank], state.view(rank)) for rank in members if rank in state.registrations
-    }
+    known = _seats(state)
+    seats = {rank: known[rank] for rank in members if rank in known}
     width = max([seat.slots for seat in seats.values()] + ([held.slots_per_rank] if held else []) + [1])
     rows = max([rank + 1 for rank in members] + [state.spec.max_ranks] + ([held.max_ranks] if held else []))
     return Instance(
@@ -152,17 +155,21 @@ def instance_of(state: State, ranks: Iterable[Rank], *, held: Placement | None) 
         survivability=state.spec.survivability,
         load=load_of(state, layers=shape.layers, experts=shape.experts),
         unavailable=unavailable(state, seats, held=held, layers=shape.layers, experts=shape.experts),
-        no_disk=frozenset(rank for rank in seats if not can_read_disk(state, rank)),
+        no_disk=_diskless(state).intersection(seats),
     )
 
 
-def _seat(registration: Registration, view: RankView) -> Seat:
-    return Seat(
-        host=registration.host,
-        rack=registration.rack,
-        slots=registration.slots,
-        speed=registration.speed * view.slow,
-    )
+@once
+def _seats(state: State) -> dict[Rank, Seat]:
+    return {
+        rank: Seat(host=there.host, rack=there.rack, slots=there.slots, speed=there.speed * state.view(rank).slow)
+        for rank, there in state.registrations.items()
+    }
+
+
+@once
+def _diskless(state: State) -> frozenset[Rank]:
+    return frozenset(rank for rank in state.registrations if not can_read_disk(state, rank))
 
 
 def can_read_disk(state: State, rank: Rank) -> bool:
@@ -183,7 +190,7 @@ def unavailable(
     state: State, seats: Mapping[Rank, Seat], *, held: Placement | None, layers: int, experts: int
 ) -> frozenset[tuple[Layer, Expert]]:
     """Experts without any source: no live copy, no backup, no rank that can read the checkpoint."""
-    if any(can_read_disk(state, rank) for rank in seats):
+    if seats.keys() - _diskless(state):
         return frozenset()
     present = np.zeros((layers, experts + 1), dtype=bool)
     if held is not None:
@@ -197,10 +204,18 @@ def unavailable(
     return frozenset((int(layer), int(expert)) for layer, expert in np.argwhere(~present[:, :experts]))
 
 
-def load_of(state: State, *, layers: int, experts: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
+def load_of(state: State, *, layers: int, experts: int) -> Load | None:
     """[layers, experts] sum over the ranks' measurements; None when there is none."""
-    total = np.zeros((layers, experts))
+    total = _measured(state).get((layers, experts))
+    return total if total is not None and total.any() else None
+
+
+@once
+def _measured(state: State) -> dict[tuple[int, int], Load]:
+    """Sums by shape; ranks of another model measure another one."""
+    totals: dict[tuple[int, int], Load] = {}
     for load in state.loads.values():
-        if (load.layers, load.experts) == (layers, experts):
-            total += np.frombuffer(load.tokens, dtype="<f2").reshape(layers, experts)
-    return total if total.any() else None
+        shape = (load.layers, load.experts)
+        total = totals.setdefault(shape, np.zeros(shape))
+        total += np.frombuffer(load.tokens, dtype="<f2").reshape(shape)
+    return totals

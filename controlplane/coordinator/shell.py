@@ -46,6 +46,7 @@ from schemas.records import Ack, LeaderRecord
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from controlplane.coordinator.core import Outcome
     from controlplane.coordinator.metering import Metering
     from controlplane.coordinator.planning import Planner
     from controlplane.coordinator.state import Event, Write
@@ -66,6 +67,10 @@ AGAIN_S = 0.1
 """Pause before a write whose outcome is unknown is sent again, or a refused one decided again."""
 AHEAD_S = 0.5
 """How soon after a change the next losses are planned for."""
+SHORTEST_REST_S, LONGEST_REST_S = 0.0002, 0.05
+"""Between two decisions the leader rests as long as the last one took, so that what comes meanwhile is decided
+together: each costs O(ranks), and if all ranks acknowledge one by one that makes ranks². What comes while it does not
+rest, as a first report does, is decided at once."""
 CONNECTED_S = 2.0
 """etcd counts as away after this long without a sign of life."""
 
@@ -129,6 +134,7 @@ class Coordinator:
         self._lease: Lease | None = None
         self._candidates: dict[str, KeyValue] = {}
         self._unreadable: dict[str, int] = {}
+        self._rested_at = 0.0
         self.rounds = 0
         """How often the loop that decides went round, or made an attempt to write: a watchdog's food."""
 
@@ -292,16 +298,30 @@ class Coordinator:
             if not self._planner.due(state):
                 continue
             steps = self._planner.ahead(state)
-            while self._state.record is state.record and await self._beside(next, steps, None) is not None:
-                pass
+            while self._state.record is state.record:
+                began = self._clock.now()
+                if await self._beside(next, steps, None) is None:
+                    break
+                await self._clock.sleep(self._clock.now() - began)  # half of a core at most
 
     async def _decide(self) -> None:
         while True:
             self._turned()
             self._idle.set()
             await self._arrived.wait()
+            rest = self._rested_at - self._clock.now()
+            if rest > SHORTEST_REST_S:
+                await self._clock.sleep(rest)
             self._idle.clear()
             await self._handle(self._next())
+
+    def _step(self, event: Event) -> Outcome:
+        """One step of the core, and the rest that it earns."""
+        began = self._clock.now()
+        outcome = step(self._state, event, planner=self._planner)
+        ended = self._clock.now()
+        self._state, self._rested_at = outcome.state, ended + min(ended - began, LONGEST_REST_S)
+        return outcome
 
     def _turned(self) -> None:
         """Only the loop that decides says so: one that hangs costs the lease, however lively the other tasks are."""
@@ -333,9 +353,8 @@ class Coordinator:
         while pending is not None:
             event, pending = pending, None
             began = time.perf_counter_ns()
-            outcome = step(self._state, event, planner=self._planner)
+            outcome = self._step(event)
             spent = time.perf_counter_ns() - began
-            self._state = outcome.state
             self._show(event, outcome.reason)
             if outcome.write is not None:
                 now = self._unix_ns()
@@ -353,7 +372,7 @@ class Coordinator:
         """Observe what arrived during a write before anything more is decided: a refused one would be refused again."""
         while self._inbox and isinstance(self._inbox[0], Observed | Tick):
             event = self._next()
-            self._state = step(self._state, event, planner=self._planner).state  # a write is under way: no decision
+            self._step(event)  # a write is under way: no decision
             self._show(event, "")
 
     def _show(self, event: Event, reason: str) -> None:

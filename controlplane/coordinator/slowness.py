@@ -7,12 +7,18 @@ less to do, the same figures say whether that was enough, and its own row whethe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import median, median_low
+from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from controlplane.coordinator.state import SECOND, Judged, Pace
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
 
     from controlplane.coordinator.state import State
     from schemas.vocabulary import Rank
@@ -24,16 +30,18 @@ BUSIER = 1.25
 its peers wait for it in every layer."""
 WORTH_A_CHANGE = 0.1
 """A speed that differs by less from what is planned with is not worth a flip."""
+JUDGE_EVERY = SECOND
+"""Rows come every few seconds from each rank, and each comes alone."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What was measured of one rank; both are parts of the time, 0 … 1."""
-
-    waited_for: float
-    """How much longer its peers wait for it than for the others: below 0 where they wait less."""
-    waiting: float
-    """How much longer it waits for the last of its peers than the others wait for theirs."""
+def paced(state: State) -> State:
+    """``state`` with every member's pace as of now, or as of the last ``JUDGE_EVERY``: there are ranks² figures."""
+    subject = (state.record.committed.epoch if state.record else 0, state.status.goal)
+    known = state.pace
+    fresh = known is not None and known.subject == subject and state.now < known.at + JUDGE_EVERY
+    if fresh or (known is None and not state.waits):
+        return state
+    return replace(state, pace=Judged(at=state.now, subject=subject, paces=paces(state)))
 
 
 def paces(state: State) -> Mapping[Rank, Pace]:
@@ -44,31 +52,48 @@ def paces(state: State) -> Mapping[Rank, Pace]:
     rows = {} if state.status.goal else _rows(state)
     if len(rows) < FEWEST_REPORTERS or len(rows) * 2 <= len(state.members):
         return {}
-    columns = {
-        rank: median_low(column)
-        for rank in state.members
-        if len(column := [row[rank] for reporter, row in rows.items() if reporter != rank]) >= FEWEST_REPORTERS
-    }
-    idle = {rank: max(share for peer, share in row.items() if peer != rank) for rank, row in rows.items()}
+    members, reporters = np.array(sorted(state.members)), np.array(sorted(rows))
+    table = np.array([rows[rank][members] for rank in reporters.tolist()])
+    own = reporters[:, None] == members[None, :]
+    columns = _median_low(np.where(own, np.inf, table), counted=len(reporters) - own.sum(axis=0))
+    idle = np.where(own, -np.inf, table).max(axis=1)
+    running = np.array([median(row.running for row in state.waits[rank]) for rank in reporters.tolist()])
+    heard = len(reporters) - own.sum(axis=0) >= FEWEST_REPORTERS
+    if heard.sum() < FEWEST_REPORTERS:
+        return {}
+    beyond = dict(zip(members[heard].tolist(), _beyond(columns[heard]).tolist(), strict=True))
+    waiting = dict(zip(reporters.tolist(), _beyond(idle).tolist(), strict=True))
+    busier = set(reporters[running > BUSIER * (running - _beyond(running))].tolist())
     return {
-        rank: Pace(waited_for=_beyond(columns, rank), waiting=_beyond(idle, rank))
-        for rank in columns.keys() & rows.keys()
-        if not _busier(state, rank, rows.keys())
+        rank: Pace(waited_for=beyond[rank], waiting=waiting[rank])
+        for rank in sorted(beyond.keys() & waiting.keys() - busier)
     }
 
 
-def _busier(state: State, rank: Rank, reporters: Iterable[Rank]) -> bool:
-    running = {reporter: median(row.running for row in state.waits[reporter]) for reporter in reporters}
-    return running[rank] > BUSIER * median([other for peer, other in running.items() if peer != rank])
+def _median_low(table: npt.NDArray[np.float64], *, counted: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """Per column the lower median of its ``counted`` smallest entries; what does not count is infinite."""
+    ordered = np.sort(table, axis=0)
+    found: npt.NDArray[np.float64] = ordered[np.maximum(counted - 1, 0) // 2, np.arange(table.shape[1])]
+    return found
 
 
-def _beyond(table: Mapping[Rank, float], rank: Rank) -> float:
-    """A rank's figure less the median of the others'."""
-    return table[rank] - median([other for peer, other in table.items() if peer != rank])
+def _beyond(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Each figure less the median of the others'; there are at least two."""
+    order = np.argsort(values, kind="stable")
+    ordered, others = values[order], len(values) - 1
+    place = np.empty_like(order)
+    place[order] = np.arange(len(values))
+
+    def other(nth: int) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = ordered[np.where(place <= nth, nth + 1, nth)]
+        return found
+
+    low, high = other((others - 1) // 2), other(others // 2)
+    return values - (low + high) / 2
 
 
-def _rows(state: State) -> dict[Rank, dict[Rank, float]]:
-    """Each reporter's row over the members: per peer the median of its last rows."""
+def _rows(state: State) -> dict[Rank, npt.NDArray[np.float64]]:
+    """Each reporter's row: per rank the median of its last rows."""
     if state.record is None:
         return {}
     epoch, width, found = state.record.committed.epoch, max(state.members, default=0) + 1, {}
@@ -76,7 +101,7 @@ def _rows(state: State) -> dict[Rank, dict[Rank, float]]:
         about = (epoch, state.members.get(reporter))
         valid = [row.share for row in kept if (row.epoch, row.incarnation) == about and len(row.share) >= width]
         if len(valid) >= max(state.spec.slow_rows, 1) and any(valid[-1]):  # else idle: nothing can be told
-            found[reporter] = {rank: median(share[rank] for share in valid) for rank in state.members}
+            found[reporter] = np.median([share[:width] for share in valid], axis=0)
     return found
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from schemas.policy import Spec
 from schemas.records import RankView, Status
 from schemas.vocabulary import RankState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from schemas.operations import Operation, PastEpoch, Recovery
     from schemas.placement import Placement
     from schemas.records import Ack, Backup, EpochRecord, ExpertLoad, FaultReport, ReceiveWait, Record, Registration
     from schemas.vocabulary import Epoch, Fence, Incarnation, Rank
+
+T = TypeVar("T")
 
 SECOND = 1_000_000_000
 """ns; all times of the core are Unix ns as integers, so that runs are exactly repeatable."""
@@ -117,8 +119,28 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """What was measured of one rank; both are parts of the time, 0 … 1."""
+
+    waited_for: float
+    """How much longer its peers wait for it than for the others: below 0 where they wait less."""
+    waiting: float
+    """How much longer it waits for the last of its peers than the others wait for theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The receive-wait matrix as it was judged last (``slowness``)."""
+
+    at: int
+    subject: tuple[Epoch, str]
+    """The epoch and the goal that it was judged under."""
+    paces: Mapping[Rank, Pace]
+
+
+@dataclass(frozen=True)
 class State:
-    """Frozen: an event makes a new one. Everything but the last four fields can be read back from etcd."""
+    """Frozen: an event makes a new one. Everything but the last six fields can be read back from etcd."""
 
     replica: str
     now: int = 0
@@ -137,12 +159,16 @@ class State:
     """Each reporter's last rows of the receive-wait matrix, oldest first: one row alone decides nothing. Only the last
     stands in etcd; a successor waits for its own."""
     revisions: Mapping[tuple[Kind, Name], int] = field(default_factory=dict)
+    pace: Judged | None = None
+    """Follows from ``waits``; remembered because it is costly."""
     fence: Fence = 0
     """0 while this replica follows."""
     writing: bool = False
     """A transaction is under way: decide nothing until its outcome is known."""
     noticed: Mapping[str, int] = field(default_factory=dict)
     """When something without a time of its own was first seen here; a successor starts its own patience."""
+    shown: tuple[object, ...] = ()
+    """What the ranks' views were last worked out from: as long as nothing of it changes they are right."""
     said: str = ""
     """The last reason, to say a new one once."""
 
@@ -198,3 +224,18 @@ class State:
         """The state without what starts with ``prefix``."""
         kept = {what: at for what, at in self.noticed.items() if not what.startswith(prefix)}
         return self if len(kept) == len(self.noticed) else replace(self, noticed=kept)
+
+
+def once(work: Callable[[State], T]) -> Callable[[State], T]:
+    """Works a pure function of the state out once for each state: what every rank is asked about costs one look."""
+    name = f"{work.__module__}.{work.__qualname__}"
+
+    @wraps(work)
+    def worked_out(state: State) -> T:
+        known = state.__dict__
+        if name not in known:
+            known[name] = work(state)
+        found: T = known[name]
+        return found
+
+    return worked_out

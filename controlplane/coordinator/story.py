@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from controlplane.coordinator.changes import recovery_id
 from controlplane.telemetry import names
 from controlplane.telemetry.tracing import link_to, parent_context, past_span, traceparent_of, tracer
 
@@ -139,7 +140,7 @@ class Story:
 
     def acknowledged(self, state: State, ack: Ack, *, now: int) -> None:
         """A rank has prepared, or crossed into, an epoch."""
-        recovery = next((r for r in state.recoveries.values() if r.epoch == ack.epoch), None)
+        recovery = state.recoveries.get(recovery_id(ack.epoch))
         told = (ack.epoch, ack.rank, ack.activated)
         if recovery is None or recovery.outcome or not recovery.traceparent or told in self._told:
             return

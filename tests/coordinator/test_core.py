@@ -437,3 +437,17 @@ def test_a_rank_that_dies_between_its_release_and_the_flip_does_not_hold_up_the_
     assert (instance.live.slots == before.slots).all()
     instance.work()
     assert instance.state.recoveries[f"{version.epoch:012d}"].outcome == "done"
+
+
+def test_an_acknowledgement_of_a_member_does_not_work_the_views_out_anew():
+    instance = Instance()
+    instance.form(4)
+    instance.report(3, (3, Evidence.DEAD))
+    instance.elapse(0.5)
+    shown = instance.state.shown
+    assert shown
+    instance.ack(0, activated=True)
+    assert instance.state.shown is shown
+    instance.work()
+    instance.elapse(0.5)
+    assert instance.state.shown is not shown

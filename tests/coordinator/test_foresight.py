@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from controlplane.coordinator import foresight
 from controlplane.coordinator.foresight import WORDS, Foresight
 from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.state import Change, Kind, Observed
@@ -157,3 +158,28 @@ def test_nothing_is_planned_ahead_while_a_change_is_under_way_or_by_a_follower()
     assert not instance.planner.due(instance.state)
     instance.work()
     assert not instance.planner.due(replace(instance.state, fence=0))
+
+
+def test_in_a_large_instance_the_likeliest_are_planned_for_those_in_trouble_first(monkeypatch):
+    monkeypatch.setattr(foresight, "LIKELIEST", 3)
+    instance = formed(10)
+    assert look_ahead(instance) == ["rank 0", "rank 1", "rank 2", "host h0", "host h1", "host h2"]
+    instance.report(7, (7, Evidence.DEAD))
+    instance.work()
+    instance.register(7, incarnation=2)
+    instance.elapse(5)
+    instance.work()
+    instance.elapse(2)
+    assert look_ahead(instance) == ["rank 7", "host h3"]  # the others as before: they are still known
+
+
+def test_measurements_like_those_it_planned_with_cost_no_pass():
+    instance = formed()
+    loads(instance, 1.0)
+    look_ahead(instance)
+    loads(instance, 1.2)
+    assert instance.planner.due(instance.state)
+    known = instance.planner._answers
+    assert list(instance.planner.ahead(instance.state)) == []
+    assert instance.planner._answers is known
+    assert not instance.planner.due(instance.state)

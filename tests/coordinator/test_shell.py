@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from controlplane.coordinator import shell
+from controlplane.coordinator.core import step
 from controlplane.coordinator.shell import Coordinator, Identity
-from controlplane.etcd import EtcdClient, KeptLease, LoopLease
+from controlplane.etcd import EtcdClient, KeptLease, LoopClock, LoopLease
 from schemas.codec import decode, encode
 from schemas.config import EtcdConfig
 from schemas.keys import Keys
 from schemas.operations import Operation, OperationKind, OperationState, Recovery
 from schemas.policy import Spec
-from schemas.records import EpochRecord, Status
+from schemas.records import EpochRecord, ExpertLoad, Status
 from tools.control_rig import BareRank
 from tools.simulation.etcd_model import EtcdModel
 from tools.simulation.world import at_once
@@ -55,7 +57,7 @@ class World:
         self.etcd = client("observer")
         self.model = None
 
-    def replica(self, name, *, ranks=4):
+    def replica(self, name, *, ranks=4, **more):
         if self.model is not None and "etcd" not in self.tasks:  # in the test: a fixture has no virtual time
             self.tasks["etcd"] = asyncio.create_task(hold(self.model))
         etcd = self.client(name)
@@ -65,7 +67,7 @@ class World:
             identity=Identity(replica=name, admin_url=f"http://{name}"),
             take_lease=lambda: LoopLease.take(etcd, 2),
             spec=Spec(ranks=ranks, form_wait_s=1.0),
-            beside=asyncio.to_thread if self.model is None else at_once,
+            **{"beside": asyncio.to_thread if self.model is None else at_once, **more},
         )
         self.replicas[name] = coordinator
         self.tasks[name] = asyncio.create_task(coordinator.run())
@@ -317,3 +319,35 @@ async def test_a_leader_whose_decisions_hang_loses_its_lease_although_its_other_
         await world.ranks[1].dies()
         await world.members(0)
         assert replicas["b"].view.leading
+
+
+class Late(LoopClock):
+    """A clock that somebody puts forward."""
+
+    late_s = 0.0
+
+    def now(self):
+        return super().now() + self.late_s
+
+
+@pytest.mark.looptime
+async def test_decisions_that_take_long_are_taken_for_many_events_at_once(world, monkeypatch):
+    clock = Late()
+
+    def costly(*arguments, **more):
+        clock.late_s += 0.02  # as if there were thousands of ranks
+        return step(*arguments, **more)
+
+    monkeypatch.setattr(shell, "step", costly)
+    replica = world.replica("a", clock=clock)
+    world.rank(0)
+    await replica.followed_once()
+    await asyncio.sleep(2)
+    before, last = replica.rounds, 0
+    for rank in range(100):
+        load = encode(ExpertLoad(rank=rank, layers=1, experts=1, tokens=b"\0\0"))
+        last = await world.etcd.put(KEYS.load(rank), load)  # 1 ms each way
+    await replica._followed(last)
+    await asyncio.sleep(0.1)
+    assert len(replica.view.state.loads) == 100
+    assert 5 <= replica.rounds - before <= 30

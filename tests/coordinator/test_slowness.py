@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import median, median_low
+
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from controlplane.coordinator.slowness import paces
 from controlplane.coordinator.state import Kind
@@ -190,3 +194,54 @@ def steps(instance: Instance, speed: dict[int, float], *, rows: int) -> None:
             instance.waits(rank, **shares)
         instance.elapse(EVERY_S, step_s=1.0)
         instance.work()
+
+
+def plain(instance: Instance) -> dict[int, tuple[float, float]]:
+    """The paces as they are defined, one rank at a time: (waited for, waiting)."""
+    state, members = instance.state, instance.members
+    rows = {
+        reporter: {rank: median(row.share[rank] for row in kept) for rank in members}
+        for reporter, kept in state.waits.items()
+    }
+    columns = {r: [row[r] for reporter, row in rows.items() if reporter != r] for r in members}
+    heard = {r: median_low(column) for r, column in columns.items() if len(column) >= 2}
+    idle = {r: max(share for peer, share in row.items() if peer != r) for r, row in rows.items()}
+    running = {r: median(row.running for row in state.waits[r]) for r in rows}
+
+    def beyond(table, rank):
+        return table[rank] - median([other for peer, other in table.items() if peer != rank])
+
+    judged = [r for r in heard if r in rows and running[r] <= 1.25 * (running[r] - beyond(running, r))]
+    return {r: (beyond(heard, r), beyond(idle, r)) for r in judged}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), ranks=st.integers(3, 7))
+def test_the_matrix_is_judged_as_it_is_defined(data, ranks):
+    instance = Instance(spec=Spec(form_wait_s=1.0, slow_wait_share=1.0))
+    instance.form(ranks)
+    speaking = data.draw(st.sets(st.integers(0, ranks - 1), min_size=max(ranks // 2 + 1, 2)))
+    share = st.floats(0, 1)
+    for rank in speaking:
+        for _ in range(3):
+            row = tuple(data.draw(st.lists(share, min_size=ranks, max_size=ranks)))
+            wait = ReceiveWait(
+                rank=rank, incarnation=1, epoch=1, share=(*row, 1.0), running=data.draw(st.integers(1, 9))
+            )
+            instance.put(Kind.WAIT, rank, wait)
+    assume(all(any(kept[-1].share) for kept in instance.state.waits.values()))
+    found = {rank: (pace.waited_for, pace.waiting) for rank, pace in paces(instance.state).items()}
+    wanted = plain(instance)
+    assert found.keys() == wanted.keys()
+    assert all(found[rank] == pytest.approx(wanted[rank]) for rank in wanted)
+
+
+def test_the_matrix_is_judged_at_most_once_a_second():
+    instance = formed()
+    all_wait(instance, 2, 0.01, rows=3)
+    judged = instance.state.pace
+    instance.waits(0, _2=0.5)
+    instance.elapse(0.5)
+    assert instance.state.pace is judged
+    instance.elapse(0.6)
+    assert instance.state.pace is not judged
