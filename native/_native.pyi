@@ -388,5 +388,21 @@ class Group:
 def isa() -> str:
     """Name the instruction set chosen at run time: avx512, avx2 or portable (``EEP_ISA`` forces one)."""
 
+def swiglu(w13: Any, w2: Any, rows: Any, slots: Any, weights: Any, out: Any) -> None:
+    """Experts over rows that each go to one slot: out = weight × w2 (silu(gate) × up), float32 in between.
+
+    Args:
+        w13: float32 or bfloat16 [slots, 2 × intermediate, hidden], the gate's rows first.
+        w2: [slots, hidden, intermediate] of the same dtype.
+        rows: [pairs, hidden] of the same dtype.
+        slots: int32, one for each row.
+        weights: float32, one for each row.
+        out: [pairs, hidden] of the same dtype, written.
+
+    Raises:
+        ValueError: an argument of another shape or dtype, or with gaps.
+        IndexError: a slot that is none.
+    """
+
 def checksum(buffer: Any) -> int:
     """64-bit checksum of a contiguous buffer at memory speed (slot manifest)."""

@@ -1,9 +1,9 @@
 # The data plane as a static library: what the extension module and the C++ tests link.
 find_package(Threads REQUIRED)
 file(GLOB sources CONFIGURE_DEPENDS src/cpu/*.cpp)
-list(APPEND sources src/kernels/portable.cpp src/kernels/choose.cpp src/kernels/checksum.cpp)
+list(APPEND sources src/kernels/portable.cpp src/kernels/choose.cpp src/kernels/checksum.cpp src/kernels/experts.cpp)
 # Products are rounded before they are added, so that every instruction set gives the same bits.
-set_source_files_properties(src/kernels/portable.cpp PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
+set_source_files_properties(src/kernels/portable.cpp src/kernels/experts.cpp PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND sources src/kernels/avx2.cpp src/kernels/avx512.cpp)
   set_source_files_properties(src/kernels/avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-ffp-contract=off")

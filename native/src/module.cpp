@@ -34,6 +34,7 @@ PYBIND11_MODULE(_native, module) {
   eep::bind_vocabulary(module);
   eep::bind_control(module);
   eep::bind_group(module);
+  eep::bind_experts(module);
   module.def("isa", [] { return eep::kernels().name; });
   module.def("checksum", &checksum_of, py::arg("buffer"));
 }

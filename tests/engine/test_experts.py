@@ -29,7 +29,7 @@ def test_outputs_are_those_of_each_rows_expert(pairs, slots, dtype):
 def test_a_slot_filled_later_is_used_at_once():
     w13, w2 = torch.zeros(2, 8, 6), torch.zeros(2, 6, 4)
     experts = SlotExperts(w13, w2)
-    rows, slots, weights = torch.ones(1, 6), torch.tensor([1]), torch.ones(1, 1)
+    rows, slots, weights = torch.ones(1, 6), torch.tensor([1], dtype=torch.int32), torch.ones(1, 1)
     assert experts(rows, slots, weights).abs().sum() == 0
     w13[1].fill_(1.0)
     w2[1].fill_(1.0)

@@ -186,6 +186,15 @@ for dtype in (_native.DType.FLOAT32, _native.DType.BFLOAT16):
         group.combine(rows, out, weighted=False)
         sys.stdout.buffer.write(out.tobytes())
         group.close()
+for dtype in (_native.DType.FLOAT32, _native.DType.BFLOAT16):
+    for hidden, intermediate in ((1, 3), (15, 16), (33, 7), (128, 64)):
+        w13 = reference.encode(random.standard_normal((3, 2 * intermediate, hidden)).astype(np.float32), dtype)
+        w2 = reference.encode(random.standard_normal((3, hidden, intermediate)).astype(np.float32), dtype)
+        rows = reference.encode(random.standard_normal((5, hidden)).astype(np.float32), dtype)
+        slots, weights = np.array([2, 0, 1, 1, 2], dtype=np.int32), random.random(5).astype(np.float32)
+        out = np.zeros_like(rows)
+        _native.swiglu(w13, w2, rows, slots, weights, out)
+        sys.stdout.buffer.write(out.tobytes())
 sys.stderr.write(_native.isa())
 """
 
@@ -208,6 +217,25 @@ def test_every_instruction_set_gives_the_same_bits(tmp_path):
     assert "portable" in results
     assert len(results["portable"]) > 16 * 2048 * 6
     assert set(results.values()) == {results["portable"]}
+
+
+def test_experts_refuse_what_does_not_fit():
+    w13, w2, rows = torch.zeros(2, 8, 6), torch.zeros(2, 6, 4), torch.zeros(3, 6)
+    slots, weights, out = torch.zeros(3, dtype=torch.int32), torch.zeros(3), torch.full((3, 6), 7.0)
+    for wrong, words in (
+        ({"w2": torch.zeros(2, 4, 6)}, "disagree"),
+        ({"rows": torch.zeros(3, 5)}, r"rows must be \[pairs, hidden\]"),
+        ({"rows": rows.bfloat16()}, "the dtype of w13"),
+        ({"slots": slots.long()}, "slots must be int32"),
+        ({"weights": torch.zeros(2)}, "one for each row"),
+        ({"out": torch.zeros(3, 12)[:, ::2]}, "contiguous"),
+    ):
+        given = {"w13": w13, "w2": w2, "rows": rows, "slots": slots, "weights": weights, "out": out} | wrong
+        with pytest.raises(ValueError, match=words):
+            _native.swiglu(**given)
+    with pytest.raises(IndexError, match=r"slots\[1\]=2 must lie in \[0, 2\)"):
+        _native.swiglu(w13, w2, rows, torch.tensor([0, 2, 0], dtype=torch.int32), weights, out)
+    assert torch.equal(out, torch.full((3, 6), 7.0))  # refused whole: nothing was written
 
 
 def test_an_unknown_instruction_set_is_refused():

@@ -1,6 +1,7 @@
 """Serving: N elastic ranks against SGLang's own ``--tp N --ep-size N --enable-dp-attention --dp-size N`` over gloo.
 
-Same model, same machine, same run, one after the other. Requests are greedy, of fixed length, and streamed.
+Same model, same machine, same run. Both systems are up; their bursts alternate, and the one that is not measured is
+stopped (SIGSTOP), so a machine that slows down does so for both. Requests are greedy, of fixed length, and streamed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,16 @@ from tools.cluster.traffic import generate
 from worker.engine.launch import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from tools.cluster.traffic import Answer
 
 _MODEL = Path(__file__).parents[1] / "models" / "sprout"
 _START_S = 300.0
 _IDLE_S = 5.0
+_WAKE_S = 0.5
+"""Between SIGCONT and the first request: queued timers of a stopped process run out."""
+_CONCURRENT = (1, 8)
 _PROMPT = tuple(range(300, 332))
 
 
@@ -148,21 +152,54 @@ async def _answers(url: str, process: subprocess.Popen[bytes], folder: Path) -> 
             await asyncio.sleep(0.2)
 
 
-async def measure(name: str, ranks: int, running: Running, *, tokens: int, repeats: int) -> System:
-    """Idle cost, memory, and throughput at 1 and 8 concurrent requests."""
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-        for url in running.urls:  # compilation of kernels, caches, lazily imported modules
+@dataclass
+class Subject:
+    """A system between its start and its figures."""
+
+    name: str
+    ranks: int
+    running: Running
+    idle: float = 0.0
+    bursts: dict[int, list[Load]] = field(default_factory=lambda: {concurrent: [] for concurrent in _CONCURRENT})
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """It runs within, and is stopped outside."""
+        self.wake()
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """It runs from now on, to be ended."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        for process in _tree(self.running.pids):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    async def settle(self, session: aiohttp.ClientSession) -> None:
+        """Compilation of kernels, caches, lazily imported modules; then the cost of doing nothing."""
+        for url in self.running.urls:
             await _burst(session, [url], concurrent=2, tokens=16)
         await asyncio.sleep(2.0)
-        before, since = _cpu_s(running.pids), time.perf_counter()
+        before, since = _cpu_s(self.running.pids), time.perf_counter()
         await asyncio.sleep(_IDLE_S)
-        idle = (_cpu_s(running.pids) - before) / (time.perf_counter() - since) / ranks
-        loads = []
-        for concurrent in (1, 8):
-            bursts = [await _burst(session, running.urls, concurrent=concurrent, tokens=tokens) for _ in range(repeats)]
-            loads.append(sorted(bursts, key=lambda load: load.tokens_per_s)[len(bursts) // 2])
-    return System(name, ranks, running.start_s, _pss_mib(running.pids) / ranks, idle, tuple(loads))
+        self.idle = (_cpu_s(self.running.pids) - before) / (time.perf_counter() - since) / self.ranks
+
+    async def work(self, session: aiohttp.ClientSession, *, tokens: int) -> None:
+        """One burst of each concurrency."""
+        await asyncio.sleep(_WAKE_S)
+        for concurrent, loads in self.bursts.items():
+            loads.append(await _burst(session, self.running.urls, concurrent=concurrent, tokens=tokens))
+
+    def figures(self) -> System:
+        """Medians, while it still runs."""
+        medians = (sorted(loads, key=lambda load: load.tokens_per_s)[len(loads) // 2] for loads in self.bursts.values())
+        memory = _pss_mib(self.running.pids) / self.ranks
+        return System(self.name, self.ranks, self.running.start_s, memory, self.idle, tuple(medians))
 
 
 async def _burst(session: aiohttp.ClientSession, urls: Sequence[str], *, concurrent: int, tokens: int) -> Load:
@@ -201,18 +238,39 @@ def _pss_mib(pids: Sequence[int]) -> float:
 async def compare(model: Path, *, counts: Sequence[int], tokens: int, repeats: int) -> list[System]:
     """Both systems at each number of ranks."""
     systems = []
+    timeout = aiohttp.ClientTimeout(total=None)
     with tempfile.TemporaryDirectory(prefix="eep-bench-") as name:
-        folder = Path(name)
-        experts = int(json.loads((model / "config.json").read_text())["num_experts"])
         for ranks in counts:
-            slots = -(-experts // ranks)
-            async with ours(model, ranks, folder / f"ours-{ranks}", slots) as running:
-                systems.append(await measure("elastic", ranks, running, tokens=tokens, repeats=repeats))
-            _say(systems[-1])
-            async with theirs(model, ranks, folder / f"sglang-{ranks}") as running:
-                systems.append(await measure("sglang", ranks, running, tokens=tokens, repeats=repeats))
-            _say(systems[-1])
+            connector = aiohttp.TCPConnector(limit=0)
+            async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+                pair = await _pair(model, ranks, Path(name), session, tokens=tokens, repeats=repeats)
+            for system in pair:
+                _say(system)
+            systems += pair
     return systems
+
+
+async def _pair(
+    model: Path, ranks: int, folder: Path, session: aiohttp.ClientSession, *, tokens: int, repeats: int
+) -> list[System]:
+    experts = int(json.loads((model / "config.json").read_text())["num_experts"])
+    slots = -(-experts // ranks)
+    async with contextlib.AsyncExitStack() as stack:
+        subjects = []
+        for name, start in (
+            ("elastic", ours(model, ranks, folder / f"ours-{ranks}", slots)),
+            ("sglang", theirs(model, ranks, folder / f"sglang-{ranks}")),
+        ):
+            subject = Subject(name, ranks, await stack.enter_async_context(start))
+            subjects.append(subject)
+            stack.callback(subject.wake)
+            with subject.awake():
+                await subject.settle(session)
+        for _ in range(repeats):
+            for subject in subjects:
+                with subject.awake():
+                    await subject.work(session, tokens=tokens)
+        return [subject.figures() for subject in subjects]
 
 
 def _say(system: System) -> None:
@@ -233,7 +291,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", type=Path, default=_MODEL)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tokens", type=int, default=128, help="output tokens of one request")
-    parser.add_argument("--repeats", type=int, default=3, help="bursts at each concurrency; the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="bursts of each system at each concurrency; the median counts"
+    )
     options = parser.parse_args(argv)
     systems = asyncio.run(compare(options.model, counts=options.ranks, tokens=options.tokens, repeats=options.repeats))
     ratios = {}

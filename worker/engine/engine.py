@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.control import Control
 from worker.engine.device import device_of
 from worker.engine.errors import EngineError, StepAbandonedError
+from worker.engine.gloo import share_loop
 from worker.engine.layers import MoELayers
 from worker.engine.links import Links
 from worker.engine.loader import Loader
@@ -227,6 +229,8 @@ class Engine:
         poller.register(group.doorbell_fd(), zmq.POLLIN)
         poller.register(self._bell.fd, zmq.POLLIN)
         sys.setswitchinterval(_SWITCH_S)
+        gc.collect()
+        gc.freeze()  # the model and SGLang's modules stay; a collection that walks them is a gap in everybody's stream
 
     def _status(self, group: DataPlane, membership: Membership, control: _native.ControlBlock) -> EngineStatus:
         scheduler = self._scheduler
@@ -272,6 +276,7 @@ def register(settings: EngineSettings) -> None:
     Raises:
         EngineError: SGLang differs from what this was written for, or the checkpoint cannot be served.
     """
+    share_loop()
     engine = Engine(settings)
     layers = engine.layers
     seams.install(

@@ -119,6 +119,8 @@ def environment(config: EngineConfig) -> dict[str, str]:
     result.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     if config.device == "cpu":
         result[CPU_SHIMS] = "1"
+        # Operators keep no books for gradients.
+        result.setdefault("SGLANG_ENABLE_TORCH_INFERENCE_MODE", "1")
         result["SGLANG_USE_CPU_ENGINE"] = "1"
         # one group for our one rank; unset, SGLang insists on one NUMA node for each rank (numa_utils.py:463)
         result["SGLANG_CPU_OMP_THREADS_BIND"] = config.cores or _all_cores()

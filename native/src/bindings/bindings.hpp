@@ -12,6 +12,7 @@ namespace eep {
 void bind_vocabulary(pybind11::module_& module);
 void bind_control(pybind11::module_& module);
 void bind_group(pybind11::module_& module);
+void bind_experts(pybind11::module_& module);
 
 inline std::vector<u32> ranks_of(const RankMask& mask) {
   std::vector<u32> ranks;

@@ -3,6 +3,7 @@
 
 #include "bfloat16.hpp"
 #include "kernels.hpp"
+#include "products.hpp"
 
 namespace eep {
 
@@ -61,6 +62,6 @@ void sum_bf16(u16* out, const u16* const* rows, const float* weights, u32 n, u32
 
 }  // namespace
 
-const Kernels kAvx2{"avx2", sum_f32, sum_bf16};
+const Kernels kAvx2{"avx2", sum_f32, sum_bf16, products<float>, products<u16>};
 
 }  // namespace eep

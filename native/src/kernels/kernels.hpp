@@ -12,6 +12,9 @@ struct Kernels {
   /// stage, and stores past the caches were 2–3 times slower up to 15 MB of rows and no faster at 30 MB.
   void (*sum_f32)(float* out, const float* const* rows, const float* weights, u32 n, u32 values);
   void (*sum_bf16)(u16* out, const u16* const* rows, const float* weights, u32 n, u32 values);
+  /// out[j] = matrix[j] · row for `count` rows of a dense matrix, in float32.
+  void (*products_f32)(float* out, const float* matrix, const float* row, u32 count, u32 values);
+  void (*products_bf16)(float* out, const u16* matrix, const float* row, u32 count, u32 values);
 };
 
 /// The best one this processor has, or the one that EEP_ISA names (avx512, avx2, portable). Throws where that cannot run here.
