@@ -12,8 +12,10 @@ from controlplane.planner import (
     Topology,
     imbalance,
     plan,
+    repair,
     slot_bound,
 )
+from schemas.placement import Placement
 from schemas.policy import Survivability
 from tests.planner.planner_cases import assert_sound, best_split, lognormal, mixed, routed, written, zipf
 
@@ -36,6 +38,18 @@ def test_weights_split_the_load_as_the_linear_program_would():
 
     best = best_split(answer.placement, demand, topology)
     assert imbalance(answer.placement, demand, topology) == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("first", [1, 4095])
+def test_two_copies_that_nothing_else_depends_on_share_evenly(first):
+    # Nobody else's change of load comes to correct a first step that went too far.
+    topology, load = Topology.uniform(ranks=2, slots=2), np.array([[8.0, 1.0, 1.0]])
+    weights = np.array([[[first, 1], [1, 1]]], dtype=np.uint16)
+    live = Placement(slots=np.array([[[0, 1], [0, 2]]], dtype=np.uint16), weights=weights, n_experts=3)
+
+    again = repair(topology, load, live=live).placement
+
+    assert imbalance(again, load, topology)[0] == pytest.approx(1, abs=1e-3)
 
 
 def test_the_slot_bound_is_the_linear_programs_optimum_where_slots_are_short():

@@ -14,18 +14,6 @@ struct Piece {
   double share;
 };
 
-// Neighbours in this order are on different hosts, so that the pieces of a heavy expert are too.
-std::vector<int> across_hosts(const Ranks& ranks) {
-  std::vector<int> order, turn(ranks.count, 0), seen(ranks.count, 0);
-  for (int r = 0; r < ranks.count; ++r) {
-    if (ranks.capacity[r] == 0) continue;  // a rank that is gone is on no host: its number is −1
-    turn[r] = seen[ranks.host[r]]++;
-    order.push_back(r);
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return turn[a] < turn[b]; });
-  return order;
-}
-
 bool cut(const Layer& layer, std::vector<Piece>& pieces) {
   const Ranks& ranks = layer.ranks();
   std::set<std::pair<double, int>> left;
@@ -56,6 +44,17 @@ bool cut(const Layer& layer, std::vector<Piece>& pieces) {
 }
 
 }  // namespace
+
+std::vector<int> across_hosts(const Ranks& ranks) {
+  std::vector<int> order, turn(ranks.count, 0), seen(ranks.count, 0);
+  for (int r = 0; r < ranks.count; ++r) {
+    if (ranks.capacity[r] == 0) continue;  // a rank that is gone is on no host: its number is −1
+    turn[r] = seen[ranks.host[r]]++;
+    order.push_back(r);
+  }
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return turn[a] < turn[b]; });
+  return order;
+}
 
 bool pack_alias(Layer& layer) {
   const Ranks& ranks = layer.ranks();

@@ -146,11 +146,14 @@ void Layer::bereave(const Ranks& survivors) {
 }
 
 // Minimises the sum of load² / speed over the ranks of one expert: fill the least pressed ranks up to one level.
-void Layer::level(int expert) {
+double Layer::level(int expert) {
   const int copies = count_[expert];
-  if (copies == 0) return;
+  if (copies == 0) return 0;
   const int a = head_[expert];
-  if (copies == 1) return set_share(a, demand_[expert]);
+  if (copies == 1) {
+    set_share(a, demand_[expert]);
+    return 0;
+  }
   const double demand = demand_[expert];
   if (copies == 2) {
     const int b = next_[a];
@@ -160,7 +163,8 @@ void Layer::level(int expert) {
     const double even = (base_a + base_b + demand) / (sa + sb) * sa - base_a;
     const double share = std::clamp(share_[a] + stride_ * (even - share_[a]), 0.0, demand);
     set_share(a, share);
-    return set_share(b, demand - share);
+    set_share(b, demand - share);
+    return std::abs(std::clamp(even, 0.0, demand) - share);
   }
   struct Copy {
     double pressure, base, speed;
@@ -191,6 +195,7 @@ void Layer::level(int expert) {
   }
   for (int i = 0; i < n; ++i)
     set_share(copy[i].slot, std::max(0.0, pressure * copy[i].speed - copy[i].base));
+  return 0;
 }
 
 // Block coordinate descent on the sum of load² / speed. Splits of loads over ranks form a base polytope, so its minimum
@@ -211,8 +216,9 @@ void Layer::settle(double tolerance) {
       break;
     }
     levelling_ = expert;
-    level(expert);
+    const double beyond = level(expert);
     levelling_ = kNone;
+    if (beyond > tolerance_) wake(expert);  // nobody else may come to wake it
   }
   stride_ = 1;
 }

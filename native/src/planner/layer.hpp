@@ -55,7 +55,8 @@ class Layer {
   void hold(int slot, int expert);  // a copy with no share yet, unless it is the first one: that takes all
   void assign(int slot, double share);  // part of a split that the caller makes whole
   void drop(int slot);              // its share goes to the copies that remain
-  void level(int expert);           // the split of one expert that evens the pressures of its ranks
+  // The split of one expert that evens the pressures of its ranks. Returns how far over-relaxation went beyond that.
+  double level(int expert);
   // Levels experts until nothing moves by more than `tolerance` of the ideal pressure: worst() is then the least that
   // any split of the loads over these copies can give.
   void settle(double tolerance);

@@ -6,6 +6,8 @@
 #include <tuple>
 #include <vector>
 
+#include "search.hpp"
+
 namespace planner {
 
 namespace {
@@ -52,6 +54,22 @@ class Packer {
     prepare();
     for (const int e : order_)
       for (int n = layer_.copies(e); n < copies_[e]; ++n) place(e, size(e));
+  }
+
+  // Every piece where the load is lowest, whatever else is there, as EPLB packs: two pieces of one expert on a rank
+  // become one copy, and the slot left over serves another.
+  void run_plainly() {
+    prepare();
+    const std::vector<int> ranks = across_hosts(ranks_);
+    for (const int e : order_) {
+      for (int n = layer_.copies(e); n < copies_[e]; ++n) {
+        const int rank = least_pressed(ranks);
+        if (rank == kNone) return;
+        if (!layer_.holds(rank, e)) layer_.hold(free_slot(rank), e);
+        --free_[rank];
+        load_[rank] += size(e);
+      }
+    }
   }
 
   // Feasible first, even second: each expert's first copies go to the failure domains with most room. That never
@@ -117,6 +135,13 @@ class Packer {
     return true;
   }
 
+  int least_pressed(const std::vector<int>& among) const {
+    int best = kNone;
+    for (const int r : among)
+      if (free_[r] > 0 && (best == kNone || load_[r] / ranks_.speed[r] < load_[best] / ranks_.speed[best])) best = r;
+    return best;
+  }
+
   int free_slot(int rank) const {
     int s = rank * ranks_.width;
     while (layer_.expert(s) != kNone) ++s;
@@ -162,6 +187,11 @@ class Packer {
 };
 
 }  // namespace
+
+void pack_plainly(Layer& layer) {
+  Packer(layer).run_plainly();
+  fill(layer, layer.ranks().slots());
+}
 
 int pack(Layer& layer) {
   const Ranks& ranks = layer.ranks();

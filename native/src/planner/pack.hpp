@@ -1,6 +1,8 @@
 // A placement from nothing.
 #pragma once
 
+#include <vector>
+
 #include "layer.hpp"
 
 namespace planner {
@@ -13,5 +15,12 @@ int pack(Layer& layer);
 // the heaviest, which is as even as can be whenever there are slots for as many splits (Walker's alias method).
 // False: it does not apply here, and nothing was changed.
 bool pack_alias(Layer& layer);
+
+// Fills a layer as EPLB's global policy would, but for the split: equal pieces, the largest first, each on the least
+// pressed rank. Hosts and survivability do not count.
+void pack_plainly(Layer& layer);
+
+// Usable ranks so that neighbours are on different hosts, and with them the pieces of a heavy expert.
+std::vector<int> across_hosts(const Ranks& ranks);
 
 }  // namespace planner

@@ -160,6 +160,18 @@ Outcome empty_outcome(int layers) {
   return outcome;
 }
 
+// Spreading over hosts can cost balance where ranks have few slots: what EPLB would do is then where to start from, so
+// that its placement is never the more even one.
+void prefer_plain(Layer& layer, const Layer& bare, const Effort& effort) {
+  if (layer.ranks().copies > 1 || layer.worst() <= layer.ideal() * (1 + kExact)) return;
+  Layer plain = bare;
+  pack_plainly(plain);
+  plain.settle(kSearching);
+  if (plain.worst() >= layer.worst()) return;
+  improve(plain, effort);
+  layer = plain;
+}
+
 Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int index) {
   Draft result;
   result.layer.push_back(read(ranks, live, index, !stages.scratch));
@@ -174,11 +186,13 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
       fill(layer, kNoLimit);
       return result;
     }
-    result.uncovered = pack(layer);
     effort.anything = true;
     effort.patience = kThorough;
     effort.budget = kNoLimit;
+    const Layer bare = layer;
+    result.uncovered = pack(layer);
     improve(layer, effort);
+    prefer_plain(layer, bare, effort);
     return result;
   }
   result.uncovered = cover(layer);
