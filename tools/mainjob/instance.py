@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -95,6 +96,9 @@ class Instance:
         self.etcd = EtcdClient(EtcdConfig(endpoints=self.local_etcd.endpoints))
 
     async def __aenter__(self) -> Self:
+        """Start everything. From now on SIGTERM cancels the task that asked, so that everything is ended then, too."""
+        if (starter := asyncio.current_task()) is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starter.cancel)
         try:
             self._write_tokens()
             self.model.symlink_to(self.plan.model.resolve())

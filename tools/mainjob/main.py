@@ -71,9 +71,6 @@ async def serve(options: argparse.Namespace) -> int:
         gateways=2 if scenario.two_gateways else 1,
         transfer_s=scenario.needs.transfer_s,
     )
-    me = asyncio.current_task()
-    if me is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     with Screen(options.model) as screen:
         async with (
             TraceReceiver() as traces,
