@@ -171,6 +171,8 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """Loads of a planned change take no more than this, so that serving keeps memory and disk; 0 for no limit."""
     start_deadline_s: Seconds = 600.0
     """An engine that is not ready by then is started again."""
+    engine_niceness: Niceness = 5
+    """How far an engine gives way to agents, etcd and whatever else runs: after a loss all ranks wait for those."""
     start_niceness: Niceness = 5
     """How far an engine that starts gives way to those that serve; it stops to when it is ready."""
     stop_deadline_s: Seconds = 60.0

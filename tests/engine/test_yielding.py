@@ -32,6 +32,8 @@ def test_a_child_gives_way_with_all_its_threads_and_stops_to_when_told():
             assert niceness_of_threads(child.pid) == [own + lower] * 2
             yielding.rise(child.pid)
             assert niceness_of_threads(child.pid) == [own] * 2
+            yielding.rise(child.pid, behind=2)
+            assert niceness_of_threads(child.pid) == [own + 2] * 2
             yielding.sink(child.pid)
             assert all(niceness > own for niceness in niceness_of_threads(child.pid))
         finally:

@@ -184,6 +184,7 @@ class Engine:
             dtype=worker.dtype,
             max_total_tokens=worker.max_total_tokens,
             chunked_prefill=worker.chunked_prefill,
-            niceness=worker.start_niceness,
+            niceness=worker.engine_niceness,
+            start_niceness=worker.start_niceness,
             extra=worker.engine_arguments,
         )

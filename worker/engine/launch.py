@@ -49,7 +49,8 @@ class EngineConfig:
         cores: CPU list to run on ("0-3"); empty leaves it to the system.
         threads: OpenMP threads of one rank.
         seed: of sampling.
-        niceness: how far it gives way to other processes until ``EngineProcess.rise``.
+        niceness: how far it gives way to other processes.
+        start_niceness: how much further it does until ``EngineProcess.rise``.
         extra: further SGLang arguments.
     """
 
@@ -66,6 +67,7 @@ class EngineConfig:
     threads: int = 1
     seed: int = 1
     niceness: int = 0
+    start_niceness: int = 0
     extra: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -149,6 +151,7 @@ class EngineProcess:
         self.config = config
         config.folder.mkdir(parents=True, exist_ok=True)
         variables = environment(config)
+        niceness = config.niceness + yielding.allowed(config.start_niceness)
         config.settings.write(Path(variables[engine_settings.ENVIRONMENT]))
         with config.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -158,7 +161,7 @@ class EngineProcess:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=tethered(niceness=yielding.allowed(config.niceness)),  # noqa: PLW1509  nothing but two system calls
+                preexec_fn=tethered(niceness=niceness),  # noqa: PLW1509  nothing but two system calls
             )
 
     @property
@@ -171,8 +174,8 @@ class EngineProcess:
         return self.process.poll()
 
     def rise(self) -> None:
-        """It has started: from now on it gives way to nobody."""
-        yielding.rise(self.pid)
+        """It has started: from now on it gives way to nobody that serves."""
+        yielding.rise(self.pid, behind=self.config.niceness)
 
     def kill(self) -> None:
         """End every process of the tree now, with what they shared; no wait is longer than a second."""

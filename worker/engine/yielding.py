@@ -13,8 +13,8 @@ from pathlib import Path
 
 _CAP_SYS_NICE = 23
 _LOWEST = 19
-_BEHIND = 10
-"""A tenth of a contended core: the dying must still give back memory and ports before a successor starts."""
+_BEHIND = 15
+"""A tenth of a core contended by engines: the dying must still give back memory and ports before a successor starts."""
 
 
 def allowed(niceness: int) -> int:
@@ -36,9 +36,9 @@ def sink(group: int) -> None:
     _set(group, max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
-def rise(group: int) -> None:
-    """Give every thread of a process group our own priority; a group that is gone needs none."""
-    _set(group, os.getpriority(os.PRIO_PROCESS, 0))
+def rise(group: int, *, behind: int = 0) -> None:
+    """Give every thread of a process group the priority ``behind`` ours; a group that is gone needs none."""
+    _set(group, min(os.getpriority(os.PRIO_PROCESS, 0) + behind, _LOWEST))
 
 
 def _set(group: int, niceness: int) -> None:
