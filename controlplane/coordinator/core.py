@@ -1,28 +1,29 @@
-"""The coordinator's core: ``(state, event) → (state, write, reason)``. No I/O, no clock.
+"""The coordinator's core: ``(state, event) → (state, write, question, reason)``. No I/O, no clock.
 
 Level-triggered: an event only makes something known (``folding``); then the first rule below that wants something
 written decides. Everything a rule looks at is in etcd, so a successor decides the same; what is not in etcd is only
-patience. At most one write is under way; its outcome is an event like any other.
+patience. At most one write is under way; its outcome is an event like any other, and so is the answer to a question.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from controlplane.coordinator import changes, operating
 from controlplane.coordinator.blame import Verdict, judge
 from controlplane.coordinator.folding import observe
-from controlplane.coordinator.health import examined, shifted
+from controlplane.coordinator.health import examined, gained, question_of
 from controlplane.coordinator.holdings import prepared, routed, widened
 from controlplane.coordinator.membership import can_read_disk, candidates, held_now, instance_of, wanted
+from controlplane.coordinator.questions import settled_questions
 from controlplane.coordinator.ranks import amended, lost, refreshed
 from controlplane.coordinator.retention import stale
 from controlplane.coordinator.staging import toward
-from controlplane.coordinator.state import SECOND, Write
+from controlplane.coordinator.state import SECOND, Question, Write
 from schemas.operations import Blame, OperationState
 from schemas.policy import OnTimeout
 from schemas.vocabulary import Cut, Evidence, Member
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from controlplane.coordinator.state import Event, State
     from schemas.operations import Operation, Recovery
     from schemas.placement import Placement
-    from schemas.records import Ack, EpochRecord, EpochVersion, Status
+    from schemas.records import Ack, EpochRecord, EpochVersion, RankView, Status
     from schemas.vocabulary import Rank
 
 SUCCESSOR_PATIENCE = 2 * SECOND
@@ -53,6 +54,8 @@ class Outcome:
     state: State
     write: Write | None = None
     reason: str = ""
+    question: Question | None = None
+    """To be planned beside the decisions and answered by ``Planned``, however late."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,16 @@ class _Case:
 
 def step(state: State, event: Event, *, planner: Planner) -> Outcome:
     """Take in one event; decide if this replica leads and no write of its own is under way."""
+    before = state.question
     state = observe(state, event)
     if not state.fence or state.writing:
         return Outcome(state)
+    outcome = _decided(settled_questions(state), planner=planner)
+    asked = outcome.state.question
+    return outcome if asked is before or asked is None else replace(outcome, question=asked)
+
+
+def _decided(state: State, *, planner: Planner) -> Outcome:
     state, verdict = _judged(state)
     case = _Case(state, verdict, planner)
     for rule in RULES:
@@ -341,43 +351,58 @@ def _aside(case: _Case, why: str) -> Wait:
 
 def health(case: _Case) -> Write | State | None:
     """Slow ranks get less in a planned rebalance, then leave; ranks that expect their own end leave."""
+    if case.automatic and (write := _shifted(case.state)):
+        return write
     state, views = examined(case.state, case.verdict)
-    if not views or not case.automatic:
+    if not case.automatic:
         return state
+    speeds = tuple(view for view in views if view.slow != state.view(view.rank).slow)
+    at_once = [view for view in views if view not in speeds]
+    question = question_of(state, speeds) if speeds else None
+    if question is None:  # nothing to move: the instance is not complete, or an operator's goal is pursued
+        at_once = views
+    elif state.question is None and not at_once:
+        return replace(state, question=question)
+    return _healthy(state, at_once) if at_once else state
+
+
+def _healthy(state: State, views: Iterable[RankView], **wish: Any) -> Write:
     names = ", ".join(f"rank {view.rank} counts {view.slow:.0%}" for view in views)
-    status = amended(state.status, views)
-    placements: tuple[Placement, ...] = ()
-    if any(view.slow != state.view(view.rank).slow for view in views):
-        status, placements = shifted(state, status, planner=case.planner)
+    placements = wish.pop("placements", ())
+    status = amended(state.status, views, **wish)
     return Write(reason=f"health: {names}", decided=state.now, status=status, placements=placements)
 
 
-def operations(case: _Case) -> Write | None:
+def _shifted(state: State) -> Write | None:
+    """The answer for slow ranks' sake: their speeds and the goal that suits them are written together."""
+    answer = state.answer
+    if answer is None or answer.question.cause:
+        return None
+    views = [
+        msgspec.structs.replace(state.view(view.rank), slow=view.slow, waited=view.waited)
+        for view in answer.question.views
+    ]
+    goal = gained(state, answer)
+    if goal is None:
+        return _healthy(state, views)
+    return _healthy(state, views, goal=goal.digest, goal_cause="", placements=changes.fresh(state, goal))
+
+
+def operations(case: _Case) -> Write | State | None:
     """Accept what was asked, and say how far it is; the oldest first."""
     state = case.state
     pending = [operation for operation in state.operations.values() if not operation.state.final]
     for operation in sorted(pending, key=lambda o: (o.created_unix_ns, o.id)):
-        if write := _operation(case, operation):
-            return write
-    return None
+        found = _operation(state, operation)
+        if isinstance(found, Write):
+            return found
+        state = found or state
+    return state if state is not case.state else None
 
 
-def _operation(case: _Case, operation: Operation) -> Write | None:
-    state = case.state
+def _operation(state: State, operation: Operation) -> Write | State | None:
     if operation.state is OperationState.PENDING:
-        if operation.cancel_requested:
-            return _ended(state, operation, OperationState.CANCELLED, f"cancelled by {operation.cancel_requested}")
-        answer = operating.accept(state, operation, planner=case.planner)
-        if isinstance(answer, operating.Refused):
-            return _ended(state, operation, OperationState.REFUSED, answer.why)
-        begun = operating.advanced(state, operation, OperationState.RUNNING, "accepted")
-        return Write(
-            reason=f"operation {operation.id} ({operation.kind}) by {operation.who}: {operation.reason}",
-            decided=state.now,
-            status=answer.status,
-            operations=(begun,),
-            placements=changes.fresh(state, *answer.placements),
-        )
+        return _pending(state, operation)
     waiting = operating.unfulfilled(state, operation)
     if not waiting:
         return _ended(state, operation, OperationState.DONE, "done")
@@ -392,6 +417,33 @@ def _operation(case: _Case, operation: Operation) -> Write | None:
         said = msgspec.structs.replace(operation, message=waiting, safe_to_terminate=operating.safe(state, operation))
         return Write(reason=f"operation {operation.id} waits for {waiting}", decided=state.now, operations=(said,))
     return None
+
+
+def _pending(state: State, operation: Operation) -> Write | State | None:
+    if operation.cancel_requested:
+        return _ended(state, operation, OperationState.CANCELLED, f"cancelled by {operation.cancel_requested}")
+    if state.question is not None and state.question.cause == operation.id and state.answer is None:
+        return None
+    answer = operating.accept(state, operation)
+    if isinstance(answer, Question):
+        found = state.answer
+        if found is None or found.question.cause != operation.id:
+            if operating.overdue(state, operation):
+                return _ended(state, operation, OperationState.FAILED, "not done in time: still waiting for a plan")
+            return replace(state, question=answer) if state.question is None else None
+        if found.plan is None:
+            return _ended(state, operation, OperationState.FAILED, f"no plan: {found.why}")
+        answer = operating.planned(state, operation, found.plan)
+    if isinstance(answer, operating.Refused):
+        return _ended(state, operation, OperationState.REFUSED, answer.why)
+    begun = operating.advanced(state, operation, OperationState.RUNNING, "accepted")
+    return Write(
+        reason=f"operation {operation.id} ({operation.kind}) by {operation.who}: {operation.reason}",
+        decided=state.now,
+        status=answer.status,
+        operations=(begun,),
+        placements=changes.fresh(state, *answer.placements),
+    )
 
 
 def _ended(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from controlplane.coordinator.changes import phase_ended
-from controlplane.coordinator.state import Change, Deposed, Elected, Kind, Observed, Written
+from controlplane.coordinator.state import Change, Deposed, Elected, Kind, Observed, Planned, Written
 from schemas.policy import Spec
 from schemas.records import Status
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SINGLE: dict[Kind, Any] = {Kind.SPEC: Spec(), Kind.EPOCH: None, Kind.STATUS: Status()}
 """Kinds with one key, and what its absence means."""
+UNASKED: dict[str, Any] = {"question": None, "answer": None}
 
 
 def observe(state: State, event: Event) -> State:
@@ -29,12 +30,14 @@ def observe(state: State, event: Event) -> State:
             return fold(state, event.changes)
         case Elected():
             # Patience starts anew: what a predecessor noticed is not in etcd.
-            return replace(state, fence=event.fence, writing=False, noticed={"led": state.now})
+            return replace(state, fence=event.fence, writing=False, noticed={"led": state.now}, **UNASKED)
         case Deposed():
-            return replace(state, fence=0, writing=False, noticed={})
+            return replace(state, fence=0, writing=False, noticed={}, **UNASKED)
         case Written():
             state = replace(state, writing=False)
             return fold(state, written_changes(event, state)) if event.revision else state
+        case Planned():
+            return replace(state, answer=event) if event.question is state.question else state
         case _:
             return state
 

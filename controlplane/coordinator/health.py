@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from controlplane.coordinator.changes import fresh
 from controlplane.coordinator.holdings import widened
 from controlplane.coordinator.membership import instance_of
+from controlplane.coordinator.ranks import amended
 from controlplane.coordinator.slowness import complaint, paced, reckoned
-from controlplane.coordinator.state import SECOND
+from controlplane.coordinator.state import SECOND, Question
 
 if TYPE_CHECKING:
     from controlplane.coordinator.blame import Verdict
-    from controlplane.coordinator.planning import Planner
-    from controlplane.coordinator.state import Pace, State
+    from controlplane.coordinator.state import Pace, Planned, State
     from schemas.placement import Placement
-    from schemas.records import RankView, Status
+    from schemas.records import RankView
 
 
 def examined(state: State, verdict: Verdict) -> tuple[State, list[RankView]]:
@@ -79,17 +78,26 @@ def _recovering(state: State, view: RankView, pace: Pace | None) -> tuple[State,
     return state.forget(fine), msgspec.structs.replace(view, slow=able, waited=view.waited if able < 1 else 0.0)
 
 
-def shifted(state: State, status: Status, *, planner: Planner) -> tuple[Status, tuple[Placement, ...]]:
-    """``status`` with a goal that suits its ranks' speeds, unless an operator's is pursued or nothing is gained."""
+def question_of(state: State, views: tuple[RankView, ...]) -> Question | None:
+    """Which placement suits the ranks' speeds; None while nothing can be moved, or an operator's goal is pursued."""
     record, live = state.record, state.live
-    if record is None or live is None or record.committed.missing or status.goal_cause:
-        return status, ()
-    instance = instance_of(replace(state, status=status), state.members, held=live)
+    if record is None or live is None or record.committed.missing or state.status.goal_cause:
+        return None
+    instance = instance_of(replace(state, status=amended(state.status, views)), state.members, held=live)
     if instance is None:
-        return status, ()
-    wide = widened(live, rows=instance.max_ranks, slots=instance.slots)
-    budget = max(state.spec.slow_move_slots * instance.expert_bytes, 1)  # 0 would be no limit
-    plan = planner.plan(instance, live=wide, max_bytes=budget)
-    if plan.placement == wide or plan.placement.missing(state.members):
-        return status, ()
-    return msgspec.structs.replace(status, goal=plan.placement.digest, goal_cause=""), fresh(state, plan.placement)
+        return None
+    return Question(
+        cause="",
+        epoch=record.committed.epoch,
+        instance=instance,
+        live=widened(live, rows=instance.max_ranks, slots=instance.slots),
+        max_bytes=max(state.spec.slow_move_slots * instance.expert_bytes, 1),  # 0 would be no limit
+        views=views,
+    )
+
+
+def gained(state: State, answer: Planned) -> Placement | None:
+    """The placement to move to; None when nothing is gained by it."""
+    if answer.plan is None or answer.plan.placement == answer.question.live:
+        return None
+    return None if answer.plan.placement.missing(state.members) else answer.plan.placement

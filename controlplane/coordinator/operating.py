@@ -14,13 +14,13 @@ import msgspec
 from controlplane.coordinator.changes import running
 from controlplane.coordinator.membership import held_now, instance_of, obstacle
 from controlplane.coordinator.ranks import admitted, amended
-from controlplane.coordinator.state import SECOND
+from controlplane.coordinator.state import SECOND, Question
 from schemas.operations import OperationKind, OperationState, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from controlplane.coordinator.planning import Planner
+    from controlplane.coordinator.planning import Plan
     from controlplane.coordinator.state import State
     from schemas.operations import Operation
     from schemas.placement import Placement
@@ -58,8 +58,8 @@ def substitutes(operation: Operation) -> tuple[Rank, ...]:
     return by if isinstance(by, tuple) else (by,) if isinstance(by, int) else ()
 
 
-def accept(state: State, operation: Operation, *, planner: Planner) -> Accepted | Refused:
-    """What an operation changes, or why it is refused; the state is not touched."""
+def accept(state: State, operation: Operation) -> Accepted | Refused | Question:
+    """What an operation changes, why it is refused, or what has to be planned for it first; nothing is touched."""
     ranks, kind = subjects(state, operation), operation.kind
     needs_ranks = kind not in (OperationKind.SCALE, OperationKind.REBALANCE, OperationKind.PAUSE, OperationKind.RESUME)
     if needs_ranks and not ranks:
@@ -79,7 +79,7 @@ def accept(state: State, operation: Operation, *, planner: Planner) -> Accepted 
         case OperationKind.SCALE:
             return _scale(state, operation)
         case OperationKind.REBALANCE:
-            return _rebalance(state, operation, planner=planner)
+            return _rebalance(state, operation)
         case OperationKind.PAUSE:
             losses = bool(operation.parameters.get("losses"))
             return Accepted(msgspec.structs.replace(state.status, paused=word, pause_losses=losses))
@@ -128,14 +128,24 @@ def _scale(state: State, operation: Operation) -> Accepted | Refused:
     return Accepted(status)
 
 
-def _rebalance(state: State, operation: Operation, *, planner: Planner) -> Accepted | Refused:
+def _rebalance(state: State, operation: Operation) -> Question | Refused:
     if state.live is None or state.record is None or state.record.committed.missing:
         return Refused("there is no complete placement to rebalance; wait until every expert has a replica")
     instance = instance_of(state, state.members, held=state.live)
     if instance is None:
         return Refused("no member is registered")
     budget = operation.parameters.get("max_bytes", 0)
-    plan = planner.plan(instance, live=state.live, max_bytes=int(budget) if isinstance(budget, int | float) else 0)
+    return Question(
+        cause=operation.id,
+        epoch=state.record.committed.epoch,
+        instance=instance,
+        live=state.live,
+        max_bytes=int(budget) if isinstance(budget, int | float) else 0,
+    )
+
+
+def planned(state: State, operation: Operation, plan: Plan) -> Accepted:
+    """What a rebalance changes, once it is known whereto."""
     status = msgspec.structs.replace(state.status, goal=plan.placement.digest, goal_cause=operation.id)
     return Accepted(status, placements=(plan.placement,))
 

@@ -12,6 +12,7 @@ from controlplane.coordinator.cluster import headroom
 from controlplane.coordinator.holdings import widened
 from controlplane.coordinator.membership import held_now, instance_of, load_of, wanted
 from controlplane.coordinator.staging import toward
+from controlplane.coordinator.state import Question
 from schemas.operations import OperationState, Prediction
 from schemas.placement import EMPTY
 
@@ -32,7 +33,10 @@ def predict(state: State, operation: Operation, *, planner: Planner) -> Predicti
     """What ``operation`` would do now, by the very rules that would do it."""
     epoch = state.record.committed.epoch if state.record else 0
     now = tuple(sorted(state.members))
-    answer = operating.accept(state, operation, planner=planner)
+    answer = operating.accept(state, operation)
+    if isinstance(answer, Question):
+        plan = planner.plan(answer.instance, live=answer.live, max_bytes=answer.max_bytes)
+        answer = operating.planned(state, operation, plan)
     if isinstance(answer, operating.Refused):
         return Prediction(epoch=epoch, members=now, allowed=False, refusal=answer.why)
     running = operating.advanced(state, operation, OperationState.RUNNING, "")

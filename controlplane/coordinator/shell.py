@@ -20,7 +20,7 @@ from controlplane.coordinator.core import step
 from controlplane.coordinator.foresight import Foresight
 from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.predicting import predict
-from controlplane.coordinator.state import Change, Deposed, Elected, Kind, Observed, State, Tick, Written
+from controlplane.coordinator.state import Change, Deposed, Elected, Kind, Observed, Planned, State, Tick, Written
 from controlplane.coordinator.story import Story
 from controlplane.coordinator.wire import Wire, stands
 from controlplane.etcd import (
@@ -40,6 +40,7 @@ from controlplane.etcd import (
     fenced,
     leader_of,
 )
+from controlplane.planner import PlanningError
 from schemas.codec import RecordError, decode, encode
 from schemas.records import Ack, LeaderRecord
 
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 
     from controlplane.coordinator.core import Outcome
     from controlplane.coordinator.metering import Metering
-    from controlplane.coordinator.planning import Planner
-    from controlplane.coordinator.state import Event, Write
+    from controlplane.coordinator.planning import Plan, Planner
+    from controlplane.coordinator.state import Event, Question, Write
     from controlplane.etcd import Change as Revision
     from controlplane.etcd import Clock, Etcd, KeyValue, Leadership, Lease, TxnResult
     from controlplane.etcd import Event as EtcdEvent
@@ -65,6 +66,8 @@ TICK_S = 0.1
 """How late a deadline may be noticed; deadlines are seconds."""
 AGAIN_S = 0.1
 """Pause before a write whose outcome is unknown is sent again, or a refused one decided again."""
+PLAN_DEADLINE_S = 30.0
+"""A plan worked out beside the loop takes up to seconds; after this the operation that wants it fails."""
 AHEAD_S = 0.5
 """How soon after a change the next losses are planned for."""
 SHORTEST_REST_S, LONGEST_REST_S = 0.0002, 0.05
@@ -124,6 +127,7 @@ class Coordinator:
         self._story = Story(instance=keys.instance, replica=identity.replica)
         self._watch = Watch(etcd, keys.prefix, clock=self._clock)
         self._inbox: deque[Event] = deque()
+        self._questions: asyncio.Queue[Question] = asyncio.Queue()
         self._arrived = asyncio.Event()
         self._progress = asyncio.Condition()
         self._state = State(replica=identity.replica)
@@ -187,6 +191,7 @@ class Coordinator:
             tasks.create_task(self._stand(), name="stand for election")
             tasks.create_task(self._tick(), name="tick")
             tasks.create_task(self._decide(), name="decide")
+            tasks.create_task(self._plan(), name="plan")
             tasks.create_task(self._look_ahead(), name="look ahead")
 
     # --- following ----------------------------------------------------------------------------------------------------
@@ -304,6 +309,25 @@ class Coordinator:
                     break
                 await self._clock.sleep(self._clock.now() - began)  # half of a core at most
 
+    async def _plan(self) -> None:
+        """Work out beside the loop what the core wants to know; losses are decided meanwhile."""
+        while True:
+            question = await self._questions.get()
+            plan, why = None, ""
+            try:
+                async with asyncio.timeout(PLAN_DEADLINE_S):
+                    plan = await self._beside(self._answer, question)
+            except TimeoutError:
+                why = f"the planner gave none within {PLAN_DEADLINE_S:g} s"
+            except PlanningError as error:
+                why = str(error)
+            if why:
+                log.warning("no plan for %s: %s", question.cause or "slow ranks", why)
+            self._post(Planned(self._unix_ns(), question, plan, why))
+
+    def _answer(self, question: Question) -> Plan:
+        return self._planner.plan(question.instance, live=question.live, max_bytes=question.max_bytes)
+
     async def _decide(self) -> None:
         while True:
             self._turned()
@@ -321,6 +345,8 @@ class Coordinator:
         outcome = step(self._state, event, planner=self._planner)
         ended = self._clock.now()
         self._state, self._rested_at = outcome.state, ended + min(ended - began, LONGEST_REST_S)
+        if outcome.question is not None:
+            self._questions.put_nowait(outcome.question)
         return outcome
 
     def _turned(self) -> None:

@@ -14,6 +14,7 @@ from schemas.vocabulary import RankState
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from controlplane.coordinator.planning import Instance, Plan
     from schemas.operations import Operation, PastEpoch, Recovery
     from schemas.placement import Placement
     from schemas.records import Ack, Backup, EpochRecord, ExpertLoad, FaultReport, ReceiveWait, Record, Registration
@@ -97,7 +98,32 @@ class Written:
     revision: int
 
 
-Event: TypeAlias = Observed | Tick | Elected | Deposed | Written
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Question:
+    """A plan that takes long and that nobody waits for: worked out beside the decisions, answered by ``Planned``."""
+
+    cause: str
+    """The operation that asked for it; empty when it is for slow ranks' sake."""
+    epoch: Epoch
+    """An answer is about this epoch's table: void in another one."""
+    instance: Instance
+    live: Placement
+    max_bytes: int
+    views: tuple[RankView, ...] = ()
+    """Ranks that are planned with another speed, as they will be shown once the plan is there."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """``question`` was answered; without a plan ``why`` says what went wrong."""
+
+    now: int
+    question: Question
+    plan: Plan | None
+    why: str = ""
+
+
+Event: TypeAlias = Observed | Tick | Elected | Deposed | Written | Planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +166,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class State:
-    """Frozen: an event makes a new one. Everything but the last six fields can be read back from etcd."""
+    """Frozen: an event makes a new one. Everything but the last eight fields can be read back from etcd."""
 
     replica: str
     now: int = 0
@@ -167,6 +193,10 @@ class State:
     """A transaction is under way: decide nothing until its outcome is known."""
     noticed: Mapping[str, int] = field(default_factory=dict)
     """When something without a time of its own was first seen here; a successor starts its own patience."""
+    question: Question | None = None
+    """What is being planned now, one thing at a time; a successor asks anew."""
+    answer: Planned | None = None
+    """The answer to ``question``, until a rule has used it."""
     shown: tuple[object, ...] = ()
     """What the ranks' views were last worked out from: as long as nothing of it changes they are right."""
     said: str = ""

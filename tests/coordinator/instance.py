@@ -12,7 +12,19 @@ from controlplane.coordinator.core import step
 from controlplane.coordinator.holdings import widened
 from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.staging import violations
-from controlplane.coordinator.state import SECOND, Change, Elected, Kind, Observed, State, Tick, Write, Written
+from controlplane.coordinator.state import (
+    SECOND,
+    Change,
+    Elected,
+    Kind,
+    Observed,
+    Planned,
+    Question,
+    State,
+    Tick,
+    Write,
+    Written,
+)
 from schemas.operations import Operation, OperationKind
 from schemas.policy import Spec
 from schemas.records import Ack, FaultReport, ReceiveWait, Registration, Suspicion
@@ -35,6 +47,9 @@ class Instance:
     writes: list[Write] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+    ponders: bool = False
+    """Questions to the planner wait for ``answer``; else they are answered at once."""
+    question: Question | None = None
 
     def __post_init__(self) -> None:
         self.state = State(replica="a")
@@ -48,13 +63,25 @@ class Instance:
         self.state = outcome.state
         if outcome.reason:
             self.reasons.append(outcome.reason)
+        if outcome.question is not None:
+            assert self.question is None, "two questions at once"
+            self.question = outcome.question
         if outcome.write is None:
+            if self.question is not None and not self.ponders:
+                self.answer()
             return
         self.check(before, outcome.write)
         self.writes.append(outcome.write)
         self.revision += 1
         # Through the codec: what a successor reads is what is decided from.
         self.feed(Written(self.now, coded(outcome.write), self.revision))
+
+    def answer(self) -> None:
+        """The planner's answer to what was asked, if anything was."""
+        question, self.question = self.question, None
+        if question is not None:
+            plan = self.planner.plan(question.instance, live=question.live, max_bytes=question.max_bytes)
+            self.feed(Planned(self.now, question, plan))
 
     def check(self, before, write: Write) -> None:
         record = write.record

@@ -3,8 +3,9 @@
 import msgspec
 import numpy as np
 
-from controlplane.coordinator.state import Kind
+from controlplane.coordinator.state import Kind, Planned
 from schemas.policy import Spec
+from schemas.records import ExpertLoad
 from schemas.vocabulary import Evidence
 from tests.coordinator.instance import Instance
 
@@ -242,3 +243,107 @@ def test_old_operations_and_recoveries_are_forgotten():
     assert len(instance.state.operations) <= 5
     assert len(instance.state.recoveries) <= 5
     assert len(instance.state.placements) <= 12
+
+
+# --- plans that take long ---------------------------------------------------------------------------------------------
+
+
+def pondering() -> Instance:
+    instance = Instance(ponders=True)
+    instance.form(4)
+    return instance
+
+
+def popular(instance: Instance, expert: int) -> None:
+    tokens = np.ones((2, 8), dtype="<f2")
+    tokens[:, expert] = 200.0
+    instance.put(Kind.LOAD, 0, ExpertLoad(rank=0, layers=2, experts=8, tokens=tokens.tobytes()))
+
+
+def test_a_loss_is_decided_while_a_rebalance_is_planned_and_its_plan_is_worked_out_anew():
+    instance = pondering()
+    popular(instance, 3)
+    name = instance.ask("rebalance")
+    first = instance.question
+    assert first.cause == name
+    assert instance.operation(name).state == "pending"
+    instance.report(2, (2, Evidence.DEAD))
+    instance.work()
+    assert instance.members == [0, 1, 3]
+    assert instance.question is first  # the planner is busy with it: no second one waits behind
+    instance.answer()
+    assert instance.state.status.goal == ""
+    assert instance.question.epoch == instance.epoch > first.epoch
+    instance.answer()
+    instance.work()
+    assert instance.operation(name).state == "done"
+    assert instance.live.missing(instance.members) == []
+
+
+def test_a_cancelled_rebalance_does_not_wait_for_its_plan():
+    instance = pondering()
+    name = instance.ask("rebalance")
+    operation = msgspec.structs.replace(instance.operation(name), cancel_requested="ops")
+    instance.put(Kind.OPERATION, name, operation)
+    assert instance.operation(name).state == "cancelled"
+    before = len(instance.writes)
+    instance.answer()
+    assert len(instance.writes) == before
+    assert instance.state.question is None
+
+
+def test_two_rebalances_are_planned_one_after_the_other():
+    instance = pondering()
+    popular(instance, 3)
+    names = [instance.ask("rebalance", id=f"op{index}") for index in range(2)]
+    assert instance.question.cause == names[0]
+    instance.answer()
+    assert instance.question.cause == names[1]
+    instance.work()
+    instance.answer()  # the first has moved slots since it was asked: void, and asked anew
+    assert instance.question.epoch == instance.epoch
+    instance.answer()
+    instance.work()
+    assert [instance.operation(name).state for name in names] == ["done", "done"]
+
+
+def test_a_plan_that_cannot_be_had_fails_its_operation_with_the_planners_words():
+    instance = pondering()
+    name = instance.ask("rebalance")
+    question, instance.question = instance.question, None
+    instance.feed(Planned(instance.now, question, None, "load: shape (1,) must be [layers, experts]"))
+    assert instance.operation(name).state == "failed"
+    assert instance.operation(name).message == "no plan: load: shape (1,) must be [layers, experts]"
+    assert instance.state.question is None
+
+
+def test_a_successor_asks_anew_and_does_not_take_an_answer_that_was_not_meant_for_it():
+    instance = pondering()
+    popular(instance, 3)
+    name = instance.ask("rebalance")
+    stale, instance.question = instance.question, None
+    instance.succeed()
+    asked = instance.question
+    assert asked is not stale
+    plan = instance.planner.plan(stale.instance, live=stale.live)
+    instance.feed(Planned(instance.now, stale, plan))
+    assert instance.operation(name).state == "pending"
+    instance.answer()
+    instance.work()
+    assert instance.operation(name).state == "done"
+
+
+def test_a_slow_rank_is_drained_while_the_plan_that_would_relieve_another_is_worked_out():
+    instance = Instance(ponders=True, slots=8, spec=Spec(form_wait_s=1.0, slow_after_s=1.0))
+    instance.form(5)
+    for reporter in (0, 1, 3, 4):
+        instance.report(reporter, (2, Evidence.SLOW))
+    instance.elapse(2)
+    assert instance.question.cause == ""
+    assert instance.state.view(2).slow == 1.0
+    name = instance.ask("drain", 4)
+    instance.work()
+    assert instance.operation(name).state == "done"
+    assert instance.members == [0, 1, 2, 3]
+    instance.answer()  # for members that are no more: void
+    assert instance.state.status.goal == ""

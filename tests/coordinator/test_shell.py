@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 
 import pytest
 
 from controlplane.coordinator import shell
 from controlplane.coordinator.core import step
+from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.shell import Coordinator, Identity
 from controlplane.etcd import EtcdClient, KeptLease, LoopClock, LoopLease
 from schemas.codec import decode, encode
@@ -19,9 +21,13 @@ from schemas.policy import Spec
 from schemas.records import EpochRecord, ExpertLoad, Status
 from tools.control_rig import BareRank
 from tools.simulation.etcd_model import EtcdModel
-from tools.simulation.world import at_once
 
 KEYS = Keys("test")
+
+
+async def at_once(work, *arguments):
+    """A thread would be outside virtual time."""
+    return work(*arguments)
 
 
 class Rank(BareRank):
@@ -351,3 +357,61 @@ async def test_decisions_that_take_long_are_taken_for_many_events_at_once(world,
     await asyncio.sleep(0.1)
     assert len(replica.view.state.loads) == 100
     assert 5 <= replica.rounds - before <= 30
+
+
+class Thorough(LoadAwarePlanner):
+    """Works on a rebalance until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.enough = 0, threading.Event()
+
+    def plan(self, instance, *, live=None, max_bytes=0):
+        if live is not None:
+            self.asked += 1
+            assert self.enough.wait(20)
+        return super().plan(instance, live=live, max_bytes=max_bytes)
+
+
+async def test_a_loss_is_decided_while_a_plan_is_worked_out_in_a_thread(world):
+    planner = Thorough()
+    world.replica("a", planner=planner, beside=asyncio.to_thread)
+    for rank in range(4):
+        world.rank(rank)
+    await world.members(0, 1, 2, 3)
+    operation = Operation(id="wide", kind=OperationKind.REBALANCE, who="ops", reason="test", created_unix_ns=1 << 62)
+    await world.etcd.put(KEYS.operation("wide"), encode(operation))
+    async with asyncio.timeout(10):
+        while not planner.asked:
+            await asyncio.sleep(0.005)
+    await world.ranks[2].dies()
+    await world.members(0, 1, 3, seconds=5)
+    assert not planner.enough.is_set()
+    planner.enough.set()
+    async with asyncio.timeout(10):
+        while True:
+            found = (await world.etcd.get(KEYS.operation("wide"))).only
+            if decode(found.value, Operation, key="wide").state is OperationState.DONE:
+                break
+            await asyncio.sleep(0.01)
+    assert planner.asked == 2  # the first plan was for ranks that are no more
+
+
+@pytest.mark.looptime
+async def test_a_planner_that_never_answers_fails_the_operation_and_nothing_else(world):
+    async def never(work, *arguments):
+        if work.__name__ == "_answer":
+            await asyncio.Event().wait()
+        return work(*arguments)
+
+    world.replica("a", beside=never)
+    for rank in range(3):
+        world.rank(rank)
+    await world.members(0, 1, 2)
+    operation = Operation(id="wide", kind=OperationKind.REBALANCE, who="ops", reason="test", created_unix_ns=1 << 62)
+    await world.etcd.put(KEYS.operation("wide"), encode(operation))
+    await asyncio.sleep(shell.PLAN_DEADLINE_S + 1)
+    found = decode((await world.etcd.get(KEYS.operation("wide"))).only.value, Operation, key="wide")
+    assert (found.state, found.message) == (OperationState.FAILED, "no plan: the planner gave none within 30 s")
+    await world.ranks[2].dies()
+    await world.members(0, 1)

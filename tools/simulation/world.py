@@ -38,11 +38,6 @@ KEYS = Keys("sim")
 REPLICAS = ("a", "b", "c")
 
 
-async def at_once(work: Callable[..., T], *arguments: Any) -> T:
-    """A thread would be outside virtual time."""
-    return work(*arguments)
-
-
 class CheckedModel(EtcdModel):
     """Tells the checker of every commit at once, before anybody else knows."""
 
@@ -110,6 +105,9 @@ class World:
             latency_s=lambda: shuffle.uniform(low, high),
             timing=ModelTiming(notice_s=0.6, request_timeout_s=0.5, deadline_s=2.0),
         )
+        thinking = random.Random(self.seed + 2)
+        longest = thinking.choice([0.0, 0.1, 2.0])
+        self.thought_s: Callable[[], float] = lambda: thinking.uniform(0.0, longest)
         self.checker = Checker(KEYS, self.model.store)
         self.model.checker = self.checker
         self.fabric = Fabric(self.checker, self.note)
@@ -140,6 +138,12 @@ class World:
         """One line of the story."""
         self.story.append((asyncio.get_running_loop().time(), what))
 
+    async def beside(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What takes long takes virtual time: the instance moves on meanwhile."""
+        found = work(*arguments)
+        await asyncio.sleep(self.thought_s())
+        return found
+
     # --- processes ----------------------------------------------------------------------------------------------------
 
     def run_task(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
@@ -166,7 +170,7 @@ class World:
             spec=self.spec,
             unix_ns=lambda: int((1e9 + asyncio.get_running_loop().time()) * 1e9),
             said=lambda reason: self.note(f"leader {name}: {reason}"),
-            beside=at_once,
+            beside=self.beside,
         )
         self.coordinators[name] = coordinator
         self.run_task(name, coordinator.run())
