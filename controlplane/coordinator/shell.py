@@ -69,7 +69,7 @@ AGAIN_S = 0.1
 PLAN_DEADLINE_S = 30.0
 """A plan worked out beside the loop takes up to seconds; after this the operation that wants it fails."""
 AHEAD_S = 0.5
-"""How soon after a change the next losses are planned for."""
+"""The next losses are planned for once an epoch has stood so long, and at most twice as long after it came."""
 SHORTEST_REST_S, LONGEST_REST_S = 0.0002, 0.05
 """Between two decisions the leader rests as long as the last one took, so that what comes meanwhile is decided
 together: each costs O(ranks), and if all ranks acknowledge one by one that makes ranks². What comes while it does not
@@ -297,11 +297,13 @@ class Coordinator:
 
     async def _look_ahead(self) -> None:
         """Plan losses before they happen, one at a time beside the loop, while nothing else is to be done."""
+        settled = None
         while True:
             await self._clock.sleep(AHEAD_S)
-            state = self._state
-            if not self._planner.due(state):
-                continue
+            state, before = self._state, settled
+            settled = state.record
+            if settled is not before or not self._planner.due(state):
+                continue  # under a new epoch ranks still cross, and wait for the processors that this would take
             steps = self._planner.ahead(state)
             while self._state.record is state.record:
                 began = self._clock.now()
