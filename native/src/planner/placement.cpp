@@ -16,6 +16,8 @@ constexpr double kPrepared = 2e-4;  // … of plans that are made ahead
 constexpr int kNoLimit = 1 << 28;
 constexpr int kRounds = 4;  // in which a budget is spent
 constexpr int kThorough = 40;  // patience where an expert split in two takes a chain of changes before the worst rank gains
+constexpr int kQuick = 24;  // disturbances of a layer that show what more writes would gain it
+constexpr int kLong = 400;  // … once it has got them: its balance goes on falling with the logarithm of their number
 constexpr double kContingencyTolerance = 5e-3;  // hundreds of plans are made ahead; most are never used
 
 bool pinned(const Ranks& ranks, const Live& live, int layer, int rank, int expert) {
@@ -211,7 +213,7 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
     if (stages.fill) fill(layer, kNoLimit);
     return result;
   }
-  if (stages.budget > 0) refine(layer, stages.tolerance);
+  if (stages.budget > 0) refine(layer, stages.tolerance, kQuick);
   return result;
 }
 
@@ -235,7 +237,7 @@ long long spend(std::vector<Draft>& drafts, const Stages& stages, long long budg
     parallel(layers, threads, [&](int l) {
       if (taken[l] == 0) return;
       drafts[l].layer.front() = drafts[l].frontier.states[taken[l]];
-      refine(drafts[l].layer.front(), stages.tolerance);
+      refine(drafts[l].layer.front(), stages.tolerance, kQuick);
     });
     for (const int writes : taken) budget -= writes;
   }
@@ -252,6 +254,8 @@ Outcome evolve(const Ranks& ranks, const Live& live, const Stages& stages, Table
     long long left = stages.budget;
     for (const Draft& d : drafts) left -= d.survived;
     left = spend(drafts, stages, left, threads);
+    if (stages.relocate)  // a rebalance writes few slots, and the next one goes on from there
+      parallel(live.layers, threads, [&](int l) { refine(drafts[l].layer.front(), stages.tolerance, kLong); });
     if (stages.fill)  // in layer order: what is left is too little to be worth sharing out
       for (Draft& d : drafts) left -= fill(d.layer.front(), static_cast<int>(left));
   }

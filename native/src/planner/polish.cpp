@@ -10,7 +10,6 @@ namespace planner {
 namespace {
 
 constexpr int kSweeps = 8;   // most end after two or three
-constexpr int kTries = 24;   // disturbances of one layer; the first dozen gives most of what there is to be had
 constexpr int kKicks = 3;    // changes in one disturbance: fewer are undone by the next sweep
 
 class Polisher {
@@ -25,35 +24,59 @@ class Polisher {
     }
   }
 
-  void search() {
+  void search(int tries) {
     layer_.settle(kSearching);
-    Layer best = layer_;
-    double lowest = layer_.worst();
+    Layer best = layer_, current = layer_;
+    double lowest = layer_.worst(), least = total();
     std::minstd_rand random;  // the same for every layer: equal arguments give equal bytes
-    for (int n = 0; n < kTries && lowest > layer_.ideal() * (1 + tolerance_); ++n) {
+    for (int n = 0; n < tries && lowest > layer_.ideal() * (1 + tolerance_); ++n) {
       for (int kick = 0; kick < kKicks; ++kick) disturb(random);
       layer_.settle(kSearching);
       run();
       if (layer_.worst() < lowest * (1 - 1e-6)) {
         lowest = layer_.worst();
         best = layer_;
+      }
+      // Where several ranks are the most pressed ones, the worst falls only when the last of them is relieved.
+      const double now = total();
+      if (now < least) {
+        least = now;
+        current = layer_;
       } else {
-        layer_ = best;
+        layer_ = current;
       }
     }
     layer_ = best;
   }
 
+  double total() const {
+    double sum = 0;
+    for (int r = 0; r < ranks_.count; ++r) sum += energy(layer_.load(r), ranks_.speed[r]);
+    return sum;
+  }
+
  private:
   bool exchange_all() {
     bool changed = false;
-    for (int b = 0; b < ranks_.slots(); ++b) {
-      if (!layer_.written(b)) continue;
-      for (int a = b + 1; a < ranks_.slots(); ++a)
-        if (layer_.written(a)) changed |= exchange(a, b);
+    list();
+    for (std::size_t i = 0; i < written_.size(); ++i) {
+      const int b = written_[i];
+      for (std::size_t j = i + 1; j < written_.size() && layer_.written(b); ++j)
+        if (layer_.written(written_[j])) changed |= exchange(written_[j], b);
       if (layer_.written(b)) changed |= give_back(b) || send_on(b);
     }
     return changed;
+  }
+
+  // What a sweep looks at. A change in the middle of it makes entries obsolete, which is seen when they are used, and
+  // adds some, which the next sweep sees.
+  void list() {
+    written_.clear();
+    spare_.clear();
+    for (int s = 0; s < ranks_.slots(); ++s) {
+      if (layer_.written(s)) written_.push_back(s);
+      else if (layer_.expert(s) != kNone && layer_.copies(layer_.expert(s)) > 1) spare_.push_back(s);
+    }
   }
 
   bool exchange(int a, int b) {
@@ -84,7 +107,8 @@ class Polisher {
 
   // A copy of something else may be: the expert is loaded there instead, and the slot keeps what it had.
   bool send_on(int from) {
-    for (int to = 0; to < ranks_.slots(); ++to) {
+    if (layer_.copies(layer_.expert(from)) != 1) return false;
+    for (const int to : spare_) {
       if (!sendable(from, to)) continue;
       const double demand = layer_.share(from), given = layer_.share(to);
       const double gain = saved(ranks_.rank(from), -demand) + saved(ranks_.rank(to), demand - given) -
@@ -114,18 +138,16 @@ class Polisher {
   }
 
   void disturb(std::minstd_rand& random) {
-    std::vector<int> written;
-    for (int s = 0; s < ranks_.slots(); ++s)
-      if (layer_.written(s)) written.push_back(s);
-    if (written.empty()) return;
-    const int from = written[random() % written.size()];
+    list();
+    if (written_.empty()) return;
+    const int from = written_[random() % written_.size()];
     if (random() % 2 == 0) {
-      const int other = written[random() % written.size()];
+      const int other = written_[random() % written_.size()];
       if (exchangeable(from, other)) layer_.swap(from, other);
       return;
     }
     std::vector<int> targets;
-    for (int s = 0; s < ranks_.slots(); ++s)
+    for (const int s : spare_)
       if (sendable(from, s)) targets.push_back(s);
     if (!targets.empty()) send(from, targets[random() % targets.size()]);
   }
@@ -138,6 +160,7 @@ class Polisher {
   Layer& layer_;
   const Ranks& ranks_;
   double tolerance_;
+  std::vector<int> written_, spare_;  // slots
 };
 
 }  // namespace
@@ -152,6 +175,6 @@ bool spreads(const Layer& layer, int expert, int slot, int rank) {
 
 void polish(Layer& layer, double tolerance) { Polisher(layer, tolerance).run(); }
 
-void refine(Layer& layer, double tolerance) { Polisher(layer, tolerance).search(); }
+void refine(Layer& layer, double tolerance, int tries) { Polisher(layer, tolerance).search(tries); }
 
 }  // namespace planner

@@ -54,8 +54,9 @@ inline constexpr double kWorthwhile = 1e-6;  // of the energy of one rank at the
 // with each other they often can after others have.
 void polish(Layer& layer, double tolerance);
 
-// Looks further for as many writes: disturbs the best state a little, polishes it, keeps it if the worst pressure fell.
-void refine(Layer& layer, double tolerance);
+// Looks further for as many writes: disturbs the layer a little, polishes it, goes on from there if the energy fell, as
+// often as `tries` says. Leaves the state with the lowest worst pressure.
+void refine(Layer& layer, double tolerance, int tries);
 
 // Whether an expert that leaves `slot` for `rank` is still in as many failure domains as before, up to the target.
 bool spreads(const Layer& layer, int expert, int slot, int rank);
