@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from controlplane.coordinator.state import State
     from schemas.vocabulary import Rank
 
+    Row = npt.NDArray[np.float64]
+
 FEWEST_REPORTERS = 2
 """Of two ranks each waits for the other: nobody can tell who is slow."""
 BUSIER = 1.25
@@ -49,9 +51,10 @@ def paces(state: State) -> Mapping[Rank, Pace]:
 
     Empty also while slots move toward a goal: what is measured then is not what was wished.
     """
-    rows = {} if state.status.goal else _rows(state)
+    rows, at_work = ({}, {}) if state.status.goal else _rows(state)
     if len(rows) < FEWEST_REPORTERS or len(rows) * 2 <= len(state.members):
         return {}
+    rows |= at_work
     members, reporters = np.array(sorted(state.members)), np.array(sorted(rows))
     table = np.array([rows[rank][members] for rank in reporters.tolist()])
     own = reporters[:, None] == members[None, :]
@@ -92,17 +95,25 @@ def _beyond(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return values - (low + high) / 2
 
 
-def _rows(state: State) -> dict[Rank, npt.NDArray[np.float64]]:
-    """Each reporter's row: per rank the median of its last rows."""
+def _rows(state: State) -> tuple[dict[Rank, Row], dict[Rank, Row]]:
+    """Each reporter's row, per rank the median of its last rows; and rows of those that wait for nobody.
+
+    A rank says only once that it waits for nobody. That is because all are idle, or, if others do wait, because it is
+    the one that they wait for: the slowest rank has no other row to show.
+    """
+    found: dict[Rank, Row] = {}
+    at_work: dict[Rank, Row] = {}
     if state.record is None:
-        return {}
-    epoch, width, found = state.record.committed.epoch, max(state.members, default=0) + 1, {}
+        return found, at_work
+    epoch, width = state.record.committed.epoch, max(state.members, default=0) + 1
     for reporter, kept in state.waits.items():
         about = (epoch, state.members.get(reporter))
         valid = [row.share for row in kept if (row.epoch, row.incarnation) == about and len(row.share) >= width]
-        if len(valid) >= max(state.spec.slow_rows, 1) and any(valid[-1]):  # else idle: nothing can be told
+        if valid and not any(valid[-1]):
+            at_work[reporter] = np.zeros(width)
+        elif len(valid) >= max(state.spec.slow_rows, 1):
             found[reporter] = np.median([share[:width] for share in valid], axis=0)
-    return found
+    return found, at_work
 
 
 def complaint(pace: Pace, *, share: float) -> str:

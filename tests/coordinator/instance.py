@@ -28,6 +28,7 @@ from controlplane.coordinator.state import (
 from schemas.operations import Operation, OperationKind
 from schemas.policy import Spec
 from schemas.records import Ack, FaultReport, ReceiveWait, Registration, Suspicion
+from tests.coordinator.slots import Slots
 
 if TYPE_CHECKING:
     from schemas.placement import Placement
@@ -47,6 +48,7 @@ class Instance:
     writes: list[Write] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+    slots_held: Slots = field(default_factory=Slots)
     ponders: bool = False
     """Questions to the planner wait for ``answer``; else they are answered at once."""
     question: Question | None = None
@@ -88,6 +90,8 @@ class Instance:
         if record is None:
             return
         known = {p.digest: p for p in write.placements} | dict(self.state.placements)
+        self.slots_held.check(record, known, self.state.registrations)
+        self.slots_held.published(record, known, self.state.registrations)
         if before is not None:
             assert record.committed.epoch >= before.committed.epoch
             assert record.issued >= before.issued
@@ -105,6 +109,8 @@ class Instance:
 
     def put(self, kind: Kind, name: Any, value: Any) -> None:
         self.revision += 1
+        if isinstance(value, Ack):
+            self.slots_held.acknowledged(value)
         self.feed(Observed(self.now, (Change(kind, name, value, self.revision),)))
 
     def elapse(self, seconds: float, *, step_s: float = 0.1) -> None:
@@ -248,7 +254,7 @@ class Instance:
             value = value[-1] if kind is Kind.WAIT and value else value
             if value is not None:
                 changes.append(Change(kind, name, value, revision))
-        self.state = fresh
+        self.state, self.question = fresh, None  # what the other's planner answers, nobody hears
         self.feed(Observed(self.now, tuple(changes)))
         self.feed(Elected(self.now, fence=self.revision))
 

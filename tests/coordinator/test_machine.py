@@ -92,6 +92,12 @@ class Machine(RuleBasedStateMachine):
         if rank in self.it.state.registrations:
             self.it.register(rank, incarnation=self.incarnation[rank], checkpoint=checkpoint)
 
+    @rule(rank=ranks)
+    def engine_dies(self, rank: int) -> None:
+        """Its agent lives on, registered as before, and says so."""
+        if rank in self.it.state.registrations and self.it.state.record is not None:
+            self.it.report(rank, (rank, Evidence.DEAD))
+
     # --- evidence -----------------------------------------------------------------------------------------------------
 
     @rule(reporter=ranks, accused=st.sets(ranks, min_size=1, max_size=3), evidence=st.sampled_from(EVIDENCE))
@@ -121,6 +127,23 @@ class Machine(RuleBasedStateMachine):
             self.it.put(Kind.LOAD, rank, None)
         self.routes(rank=0, hot=hot, tokens=200.0)
         self.it.ask(OperationKind.REBALANCE.value)
+
+    @rule(hot=st.integers(0, 7))
+    def rebalances_in_peace(self, hot: int) -> None:
+        """The same with nothing else under way, so that slots in use really are given to others."""
+        self.it.work()
+        self.it.elapse(1.5, step_s=0.5)
+        self.it.work()
+        self.rebalances(hot=hot)
+
+    @rule()
+    def planner_answers(self) -> None:
+        self.it.answer()
+
+    @rule(ponders=st.booleans())
+    def planner_takes_its_time(self, *, ponders: bool) -> None:
+        """Until it answers the instance moves on."""
+        self.it.ponders = ponders
 
     # --- acknowledgements ---------------------------------------------------------------------------------------------
 
@@ -220,6 +243,8 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """10: with every process new, every hold lifted and everybody answering, the instance becomes whole."""
+        self.it.ponders = False
+        self.it.answer()
         for rank in range(RANKS):
             self.incarnation[rank] += 1
             self.it.gone(rank)

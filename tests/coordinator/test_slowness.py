@@ -245,3 +245,17 @@ def test_the_matrix_is_judged_at_most_once_a_second():
     assert instance.state.pace is judged
     instance.elapse(0.6)
     assert instance.state.pace is not judged
+
+
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_a_rank_so_slow_that_it_waits_for_nobody_is_judged_although_it_says_so_only_once(ranks):
+    instance = formed(ranks)
+    nobody = ReceiveWait(rank=1, incarnation=1, epoch=instance.epoch, share=(0.0,) * ranks, running=4)
+    instance.put(Kind.WAIT, 1, nobody)
+    for _ in range(3):
+        for rank in instance.members:
+            if rank != 1:
+                instance.waits(rank, _1=0.5)
+        instance.elapse(EVERY_S)
+    assert instance.state.view(1).slow < 0.6
+    assert [instance.state.view(rank).slow for rank in instance.members if rank != 1] == [1.0] * (ranks - 1)

@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import msgspec
 
-from controlplane.coordinator import changes, membership, shell
+from controlplane.coordinator import changes, health, membership, shell, slowness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from controlplane.coordinator.state import State, Write
+    from controlplane.coordinator.state import Pace, State, Write
     from controlplane.etcd import Etcd, Leadership, Txn, TxnResult
     from schemas.records import Registration
 
@@ -30,6 +30,10 @@ class Broken(StrEnum):
     """A planned change is committed without having been prepared."""
     SLOT_REUSE = "slot-reuse"
     """A process that was excluded may be a member again: its rank is used again without fencing it."""
+    SLOW_UNSEEN = "slow-unseen"
+    """Whom all wait for is not noticed."""
+    BUSY_BLAMED = "busy-blamed"
+    """Who has more requests than the others counts as slow."""
 
 
 async def _unfenced(etcd: Etcd, leadership: Leadership, txn: Txn) -> TxnResult:
@@ -57,6 +61,11 @@ def _forgiving(state: State, registration: Registration) -> str:
     return _obstacle(replace(state, status=status), registration)
 
 
+def _content(pace: Pace, *, share: float) -> str:
+    del pace, share
+    return ""
+
+
 @contextmanager
 def broken(what: Broken) -> Iterator[None]:
     """Run a block with one safeguard taken out."""
@@ -71,4 +80,10 @@ def broken(what: Broken) -> Iterator[None]:
                 yield
         case Broken.SLOT_REUSE:
             with patch.object(membership, "obstacle", _forgiving):
+                yield
+        case Broken.SLOW_UNSEEN:
+            with patch.object(health, "complaint", _content):
+                yield
+        case Broken.BUSY_BLAMED:
+            with patch.object(slowness, "BUSIER", float("inf")):
                 yield

@@ -10,7 +10,7 @@ import numpy as np
 from schemas.codec import decode
 from schemas.operations import Operation
 from schemas.placement import EMPTY, Placement
-from schemas.records import EpochRecord
+from schemas.records import EpochRecord, Status
 from schemas.vocabulary import Cut
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class Checker:
     engines: dict[Rank, Engine] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     record: EpochRecord | None = None
+    status: Status = field(default_factory=Status)
+    slow: set[Rank] = field(default_factory=set)
+    """Ranks that really are slow."""
     checked: int = 0
     _seen: int = 0
     _excluded: dict[Rank, Incarnation] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class Checker:
                     self._epoch(decode(event.item.value, EpochRecord, key=event.key))
                 elif event.key.startswith(self.keys.operations) and event.item.value:
                     self._operation(event)
+                elif event.key == self.keys.status and event.item.value:
+                    self._blamed(decode(event.item.value, Status, key=event.key))
 
     def _epoch(self, record: EpochRecord) -> None:
         before, self.record = self.record, record
@@ -135,6 +140,13 @@ class Checker:
         if np.any(counts & (row != engine.slots)):
             self.fail(f"invariant 4: {where} says rank {rank} holds {row.tolist()}, it holds {engine.slots.tolist()}")
 
+    def _blamed(self, status: Status) -> None:
+        """Nobody is planned with less, or drained, for a slowness that is not its own."""
+        self.status = status
+        for view in status.ranks:
+            if view.rank not in self.slow and (view.slow < 1 or view.draining.startswith("slow")):
+                self.fail(f"rank {view.rank} is not slow, but planned with {view.slow:.0%}; drained: {view.draining!r}")
+
     def _placement(self, digest: str) -> Placement | None:
         found = self.store.get(self.keys.placement(digest)).only if digest else None
         if found is None:
@@ -150,6 +162,10 @@ class Checker:
         if before is not None and before.state.final and operation.state is not before.state:
             self.fail(f"operation {operation.id} was {before.state} and became {operation.state}")
         self._operations[operation.id] = operation
+
+    def live(self) -> Placement | None:
+        """The committed table."""
+        return self._placement(self.record.committed.placement) if self.record else None
 
     # --- at every write and step --------------------------------------------------------------------------------------
 

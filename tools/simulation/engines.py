@@ -16,6 +16,7 @@ from schemas.messages import Activated, Ask, Commit, Discard, EngineStatus, Faul
 from schemas.placement import EMPTY, Placement
 from schemas.records import AckPhase, Suspicion
 from schemas.vocabulary import Cut, Evidence, SourceTier
+from tools.simulation.lockstep import REQUESTS, finishing, waits
 from worker.agent.events import EngineEnded, Heard
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ class Engine:
     staged: _Table | None = None
     known_commit: Epoch = 0
     steps: int = 0
+    speed: float = 1.0
+    """Below 1 it is slow at all it does: a grey failure."""
+    attention: float = 0.5
+    """Part of a step's work that no placement takes away from it."""
+    requests: int = REQUESTS
+    """More than the others have make it busy: waited for, and not slow."""
     slots: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     _work: list[asyncio.Task[None]] = field(default_factory=list)
     _awake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -204,7 +211,26 @@ class Engine:
     def _status(self) -> EngineStatus:
         epoch = self.active.epoch if self.active else 0
         prepared = self.staged.epoch if self.staged else epoch
-        return EngineStatus(epoch=epoch, prepared=prepared, step=self.steps, running=0, waiting=0, draining=False)
+        return EngineStatus(
+            epoch=epoch,
+            prepared=prepared,
+            step=self.steps,
+            running=self.requests,
+            waiting=0,
+            draining=False,
+            receive_wait_us=self._receive_wait_us(),
+        )
+
+    def _receive_wait_us(self) -> tuple[int, ...]:
+        """Mean wait per exchange for each rank's rows; empty while not all of the epoch's ranks step."""
+        table = self.active
+        if table is None:
+            return ()
+        group = [self.fabric.engines[member.rank] for member in table.members]
+        if any(engine.active is None or engine.active.epoch != table.epoch for engine in group):
+            return ()
+        exchange_us = STEP_S * 1e6 / (2 * self.shape.layers + 1)
+        return tuple(round(part * exchange_us) for part in waits(self.rank, finishing(group, table.placement)))
 
     async def _prepare(self, asked: Prepare) -> None:
         placement = Placement.from_wire(asked.placement)

@@ -7,17 +7,25 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from schemas.operations import OperationKind
+from tools.simulation.lockstep import traffic
 from tools.simulation.world import REPLICAS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from schemas.vocabulary import Rank
     from tools.simulation.world import World
 
 CHAOS_S = 10.0
 HAND_OVER_S = 5.0
 SETTLE_S = 60.0
 """Longest it may take to become whole after the last fault: every deadline of the policy once, and back-offs."""
+
+GREY_EVERY = 5
+"""Of so many seeds one ends with a grey failure: it takes longer than all of the rest."""
+BUSY_SHARE = 0.3
+GREY_S = 80.0
+"""Three rows, each 5 s, tell who is slow; less work or, after ``slow_drain_s``, none must follow."""
 
 
 async def kill_engine(world: World) -> None:
@@ -192,6 +200,8 @@ async def tell(world: World) -> None:
             await asyncio.gather(*under_way)
             await _heal(world)
             await _becomes_whole(world)
+            if not world.checker.problems and world.seed % GREY_EVERY == 0:
+                await _grey(world)
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -249,6 +259,39 @@ async def _becomes_whole(world: World) -> None:
                 return
     if not world.checker.problems:
         world.checker.fail(f"invariant 10: not whole {SETTLE_S:g} s after the last fault: {world.unsettled()}")
+
+
+async def _grey(world: World) -> None:
+    """One rank is slow, or busy, and nothing else happens: the slow one is relieved, or leaves, and nobody else is."""
+    rank = world.random.choice(sorted(world.agents))
+    engine = world.fabric.engines[rank]
+    if world.random.random() < BUSY_SHARE:
+        engine.requests *= 4
+        world.note(f"rank {rank} is busy")
+        await asyncio.sleep(GREY_S)
+        _over(world)
+        return
+    world.checker.slow.add(rank)
+    engine.speed = world.random.choice([0.3, 0.5])
+    world.note(f"FAULT rank {rank} is slow: {engine.speed:.0%}, {engine.attention:.0%} of its work is its own")
+    before = _work_of(world, rank)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + GREY_S
+    while loop.time() < until and not _over(world):
+        await asyncio.sleep(1.0)
+        record = world.checker.record
+        gone = record is not None and rank not in {member.rank for member in record.committed.members}
+        if gone or _work_of(world, rank) < before:
+            world.note(f"rank {rank} {'has left' if gone else 'has less to do'}")
+            return
+    if not world.checker.problems:
+        world.checker.fail(f"rank {rank} has been slow for {GREY_S:g} s and has as much to do as before")
+
+
+def _work_of(world: World, rank: Rank) -> float:
+    """Experts' work that the committed table gives the rank."""
+    placement = world.checker.live()
+    return traffic(placement)[rank] if placement is not None and rank < placement.max_ranks else 0.0
 
 
 async def _end(world: World) -> None:

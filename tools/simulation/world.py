@@ -125,6 +125,7 @@ class World:
             backoff_max_s=2.0,
             flap_limit=50,
             source_retry_s=2.0,
+            slow_drain_s=20.0,
             operation_deadline_s=8.0,
         )
         self.tasks: dict[str, asyncio.Task[Any]] = {}
@@ -183,6 +184,7 @@ class World:
         engine = self.fabric.engines.get(rank)
         if engine is None:
             engine = Engine(rank, f"host{rank // 2}", self.shape, self.fabric, random.Random(self.seed * 1000 + rank))
+            engine.attention = 0.2 if self.seed % 2 else 0.6
             self.fabric.engines[rank] = engine
         client = self.model.client(f"rank{rank}")
 
