@@ -9,8 +9,8 @@ import pytest
 from tools.simulation.broken import Broken
 from tools.simulation.simulate import campaign, simulate
 
-CAUGHT_WITHIN = 60
-"""Seeds until each broken build must have been found out."""
+CAUGHT_WITHIN = 200
+"""Seeds until each broken build must have been found out; a deposed leader's late write does harm in one of some 40."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_a_broken_build_is_caught(what):
         Broken.SLOW_UNSEEN: "has as much to do as before",
         Broken.BUSY_BLAMED: "is not slow",
     }
-    for verdict in campaign(range(CAUGHT_WITHIN), what=what, jobs=1):
+    for verdict in campaign(range(CAUGHT_WITHIN), what=what, jobs=2):
         if any(expected[what] in problem for problem in verdict.problems):
             return
     raise AssertionError(f"{what} was not caught within {CAUGHT_WITHIN} seeds")
