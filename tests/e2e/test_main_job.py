@@ -26,7 +26,7 @@ def marked(mark):
 
 
 def told_span_by_span(fault, *, survivors):
-    """The trace of the loss, as the leader, the agents of the survivors and nobody else told it."""
+    """The trace of the loss through a collector, as the leader, the agents of the survivors and nobody else told it."""
     spans = fault["spans"]
     (root,) = [span for span in spans if span["name"] == "eep.recovery"]
     assert (root["parent_id"], root["service"]) == ("", "eep-controlplane")
@@ -92,6 +92,7 @@ def test_a_killed_rank_costs_no_request_and_no_token(tmp_path):
     assert len(fault["epochs"]) == 3, "before, without the rank, with it again"
     assert fault["rejoin_ms"] > 0
     assert fault["trace_id"] in run.stderr
+    assert told["collector"].startswith("rotel ")
     told_span_by_span(fault, survivors={0, 1, 2} - {fault["rank"]})
     assert marked(mark) == [], "every process it started is gone"
 

@@ -22,6 +22,7 @@ from schemas.config import EtcdConfig
 from schemas.keys import Keys
 from schemas.records import EpochRecord, Registration
 from tools.etcd.local import LocalEtcd, free_ports
+from tools.mainjob.collector import Collector
 from tools.mainjob.processes import Household
 from worker.engine.checkpoint import Checkpoint
 
@@ -79,9 +80,9 @@ class Instance:
     """
 
     def __init__(self, plan: Plan, *, keep: bool = False, traces: str = "") -> None:
-        """Lay out folders and ports; start nothing yet. ``traces`` is where they go (OTLP/HTTP), empty for nowhere."""
+        """Lay out folders and ports; start nothing yet. ``traces`` is where a collector sends them, empty for none."""
         self.plan = plan
-        self._traces = traces
+        self._collector = Collector(forward_to=traces) if traces else None
         self.keep = keep
         _clear_abandoned()
         self.folder = Path(tempfile.mkdtemp(prefix=f"eep-{os.getpid()}-", dir=_memory_folder()))
@@ -103,6 +104,8 @@ class Instance:
             self._write_tokens()
             self.model.symlink_to(self.plan.model.resolve())
             self.household.__enter__()
+            if self._collector is not None:
+                self.household.start("collector", self._collector.command)
             await asyncio.to_thread(self._start_etcd)
             await self.etcd.__aenter__()
             for index in range(self.plan.controlplanes):
@@ -169,7 +172,7 @@ class Instance:
         )
 
     def _tracing(self) -> dict[str, str]:
-        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self._traces} if self._traces else {}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self._collector.url} if self._collector else {}
 
     def _settings(self, name: str, section: str, **values: object) -> Path:
         """Write one program's configuration file: the instance's, with some values of one section of its own."""

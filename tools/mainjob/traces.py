@@ -1,6 +1,6 @@
-"""A trace receiver for the main job: takes OTLP over HTTP, and shows each trace as a page.
+"""Where the main job's collector sends traces: takes OTLP over HTTP, and shows each trace as a page.
 
-For looking at one recovery on one machine without installing anything; production sends traces to a collector.
+For looking at one recovery on one machine; production has a tracing backend behind its collector.
 """
 
 from __future__ import annotations
