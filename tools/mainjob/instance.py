@@ -99,7 +99,7 @@ class Instance:
     async def __aenter__(self) -> Self:
         """Start everything. From now on SIGTERM cancels the task that asked, so that everything is ended then, too."""
         if (starter := asyncio.current_task()) is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starter.cancel)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _cancel_once, starter)
         try:
             self._write_tokens()
             self.model.symlink_to(self.plan.model.resolve())
@@ -356,6 +356,12 @@ def _toml_value(value: object) -> str:
 def _memory_folder() -> Path:
     shared = Path("/dev/shm")  # noqa: S108  tmpfs on every Linux: sockets, control blocks and the backup belong in memory
     return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _cancel_once(task: asyncio.Task[object]) -> None:
+    """timeout(1) sends SIGTERM twice; a second cancellation would break off the end of what the first one ends."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _clear_abandoned() -> None:
