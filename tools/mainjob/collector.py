@@ -11,8 +11,12 @@ from pathlib import Path
 
 from tools.etcd.local import free_ports
 
-NAME = f"rotel {version('rotel')}"
 _BATCH = "100ms"
+
+
+def name() -> str:
+    """Which collector it is, and of which version."""
+    return f"rotel {version('rotel')}"
 
 
 class Collector:

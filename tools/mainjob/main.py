@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.etcd import UnavailableError
 from tools.loadgen import Outcome, timing
-from tools.mainjob.collector import NAME
+from tools.mainjob import collector
 from tools.mainjob.instance import SHIPPED_MODEL, Instance, InstanceError, Plan
 from tools.mainjob.processes import ProcessEndedError
 from tools.mainjob.report import longest_gaps
@@ -135,7 +135,7 @@ def outcome(options: argparse.Namespace, scene: Scene, verdict: Verdict) -> dict
         "seed": options.seed,
         "model": str(options.model),
         "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
-        "collector": NAME,
+        "collector": collector.name(),
         "ranks": scene.instance.plan.ranks,
         "prompts": len(answers),
         "tokens": verdict.tokens,
