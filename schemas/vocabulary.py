@@ -22,6 +22,8 @@ Expert: TypeAlias = int
 Slot: TypeAlias = int
 
 MAX_RANKS = 128
+IDS_ONLY = "eep_ids_only"
+"""Among a request's ``custom_params``: who asks a rank makes the text himself."""
 
 
 class RankState(StrEnum):

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from schemas.vocabulary import IDS_ONLY
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """What SGLang's ``sampling_params`` take, in the same names; the whole state that choosing tokens depends on.
@@ -62,6 +64,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         }
         body["max_new_tokens"] = self.max_new_tokens - len(generated)
         body["min_new_tokens"] = max(0, self.min_new_tokens - len(generated))
+        body["custom_params"] = {IDS_ONLY: True}
         bias = self._penalties_as_bias(generated)
         if bias:
             body["logit_bias"] = bias

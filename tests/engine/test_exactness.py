@@ -1,6 +1,7 @@
 """Four ranks, one model: every token is the one that the whole model in one process would choose."""
 
 import asyncio
+import json
 import mmap
 import random
 import re
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from schemas.placement import EMPTY, Placement
-from schemas.vocabulary import Cut
+from schemas.vocabulary import IDS_ONLY, Cut
 from tests.engine.conftest import SPROUT, running
 from tools.cluster.exactness import Reference
 from tools.cluster.traffic import generate
@@ -107,6 +108,25 @@ async def test_a_rank_that_nobody_asks_costs_next_to_nothing(cluster):
     await asyncio.sleep(4.0)
     shares = [(spent(pid) - was) / 4.0 for pid, was in zip(pids, before, strict=True)]
     assert max(shares) < 0.05, shares
+
+
+async def test_who_wants_ids_gets_the_same_ids_and_no_text(cluster):
+    live, session = cluster
+    plain = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+
+    async def events(params):
+        body = {"input_ids": [7, 8, 9], "sampling_params": params, "stream": True}
+        async with session.post(f"{live.engines[0].url}/generate", json=body) as response:
+            lines = [line async for line in response.content]
+        return [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+
+    short, usual = await asyncio.gather(events(plain | {"custom_params": {IDS_ONLY: True}}), events(plain))
+    ids = [[token for event in answer for token in event["output_ids"]] for answer in (short, usual)]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 12
+    assert all("text" not in event for event in short)
+    assert "".join(event["text"] for event in usual)
+    assert short[-1]["meta_info"]["finish_reason"] == usual[-1]["meta_info"]["finish_reason"]
 
 
 async def test_a_slot_with_another_experts_weights_is_caught(cluster, reference):

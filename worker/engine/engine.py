@@ -26,6 +26,7 @@ from worker.engine.loader import Loader
 from worker.engine.lockstep import Lockstep
 from worker.engine.manifest import obtain
 from worker.engine.membership import Membership
+from worker.engine.output import Output
 from worker.engine.plugin import or_leave
 from worker.engine.preparing import Preparing
 from worker.engine.settings import Missing
@@ -62,6 +63,7 @@ class Engine:
         self._control: Control | None = None
         self._in_step = False
         self._bell = Bell()
+        self.output = Output()
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 
@@ -74,6 +76,7 @@ class Engine:
         tie_head(scheduler.tp_worker.model_runner.model)
         self.layers.finish()
         self._scheduler = scheduler
+        self.output.open(scheduler)
         self._join(scheduler)
 
     def tick(self, *_args: Any, **_kwargs: Any) -> None:
@@ -291,6 +294,7 @@ def register(settings: EngineSettings) -> None:
             (seams.FORWARD, engine.forward),
             (seams.READY, or_leave(engine.start)),
             (seams.TICK, engine.tick),
+            (seams.OUTPUT, engine.output.stream),
             *engine.device.seams(engine.rounds),
         ]
     )

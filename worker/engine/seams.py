@@ -70,9 +70,13 @@ DECODE_GRAPH = Seam(
 """Only where there are graphs."""
 READY = Seam("sglang.srt.managers.scheduler.Scheduler.__init__", ("self", "server_args", "port_args"))
 TICK = Seam("sglang.srt.managers.scheduler.Scheduler.ingest_requests", ("self",), "BEFORE")
+OUTPUT = Seam(
+    "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output",
+    ("self", "reqs", "return_logprob", "skip_req"),
+)
 SERVE = Seam("sglang.srt.entrypoints.http_server.launch_server", ("server_args",), "BEFORE")
 
-SCHEDULER = (SLOTS, LOAD, LOAD_FUSED, ROUNDS, COMPUTE, DISPATCHER, LOCKSTEP, FORWARD, READY, TICK)
+SCHEDULER = (SLOTS, LOAD, LOAD_FUSED, ROUNDS, COMPUTE, DISPATCHER, LOCKSTEP, FORWARD, READY, TICK, OUTPUT)
 """Seams of the process that holds the model."""
 MAIN = (SERVE,)
 """Seams of the process that answers HTTP."""
