@@ -84,7 +84,8 @@ class EtcdConfig(Section, frozen=True, kw_only=True):
     deadline_s: Seconds = 5.0
     """All attempts of one call together."""
     probe_interval_s: Seconds = 0.3
-    """A quiet watch asks for a sign of life this often."""
+    """A quiet watch asks for a sign of life this often; where there is one member only, which nobody could leave for
+    another, five times as rarely."""
     silence_timeout_s: Seconds = 0.4
     """A probe unanswered for this long makes the member suspect."""
     confirm_timeout_s: Seconds = 0.4

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Self
 
 from controlplane.etcd import rpc as wire
-from controlplane.etcd.errors import CompactedError, LeaseNotFoundError, UnavailableError
-from controlplane.etcd.rpc import AioRpcError, rpc
+from controlplane.etcd.errors import CompactedError, LeaseNotFoundError
+from controlplane.etcd.renewing import Renewals
+from controlplane.etcd.rpc import rpc
 from controlplane.etcd.session import Session
 from controlplane.etcd.stream import member_stream
 from controlplane.etcd.values import Batch, Get, Grant, Listing, Txn, TxnResult
@@ -24,6 +24,7 @@ class EtcdClient:
 
     def __init__(self, config: EtcdConfig) -> None:
         self.session = Session(config)
+        self._renewals = Renewals(self.session)
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,25 +73,7 @@ class EtcdClient:
 
     async def keep_alive(self, lease: int, *, within_s: float) -> int:
         """See ``Etcd.keep_alive``."""
-        deadline = asyncio.get_running_loop().time() + within_s
-        member = await self.session.endpoints.ready(deadline)
-        metadata = await self.session.metadata(member)
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
-        call = member.lease.LeaseKeepAlive(timeout=left, metadata=metadata)
-        try:
-            await wire.send(call, rpc.LeaseKeepAliveRequest(ID=lease))
-            reply = await call.read()
-        except AioRpcError as error:
-            self.session.judge(member, error, metadata)
-            raise wire.translate(error, wrote=False, lease=lease) from error
-        finally:
-            call.cancel()
-        if not isinstance(reply, rpc.LeaseKeepAliveResponse):
-            self.session.endpoints.leave(member, "it ended the keep-alive stream")
-            raise UnavailableError(f"{member.address} ended the keep-alive stream")
-        if reply.TTL <= 0:
-            raise LeaseNotFoundError(lease)
-        return int(reply.TTL)
+        return await self._renewals.renew(lease, within_s=within_s)
 
     async def revoke(self, lease: int) -> None:
         """See ``Etcd.revoke``."""
@@ -118,4 +101,5 @@ class EtcdClient:
 
     async def close(self) -> None:
         """See ``Etcd.close``."""
+        self._renewals.close()
         await self.session.endpoints.close()

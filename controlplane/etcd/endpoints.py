@@ -138,6 +138,7 @@ def _channel(url: str, config: EtcdConfig) -> grpc.aio.Channel:
         # grpc.keepalive_timeout_ms does nothing for a hung peer (65 s measured); this one does.
         ("grpc.http2.ping_timeout_ms", round(config.ping_timeout_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.bdp_probe", 0),  # a ping for nearly every message, to size windows for streams that ours are not
         ("grpc.initial_reconnect_backoff_ms", round(config.connect_timeout_s * 200)),
         ("grpc.min_reconnect_backoff_ms", round(config.connect_timeout_s * 1000)),
         ("grpc.max_reconnect_backoff_ms", round(config.connect_timeout_s * 2000)),

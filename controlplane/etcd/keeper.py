@@ -1,8 +1,8 @@
 """The keeper: a small process that keeps one lease for its owner.
 
 The owner dies: the lease is revoked within milliseconds instead of lapsing after its TTL. The owner's interpreter
-stalls: the lease is kept, because nothing here waits for it. The owner is wedged, its progress counter frozen beyond
-the deadline: the lease is given up on purpose. The keeper ends with its lease, whatever ends that.
+stalls: the lease is kept, because nothing here waits for it. The owner is wedged, its last progress longer ago
+than the deadline: the lease is given up on purpose. The keeper ends with its lease, whatever ends that.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ _log = logging.getLogger("eep.keeper")
 _MESSAGE_BYTES = 65536
 _NICE = -10
 _RENEWALS_PER_TTL = 3
-_PROGRESS_LOOKS = 10
-"""Looks at the owner's progress counter per deadline."""
 _RETRY_PAUSE_S = 0.05
 
 
@@ -123,12 +121,9 @@ class Keeper:
         self._finish(End.UNANSWERED)
 
     async def _watch_progress(self) -> None:
-        deadline = self._start.progress_deadline_s
-        seen, since = self._ledger.progress, boot_s()
-        while boot_s() - since < deadline:
-            await asyncio.sleep(deadline / _PROGRESS_LOOKS)
-            if self._ledger.progress != seen:
-                seen, since = self._ledger.progress, boot_s()
+        deadline, began = self._start.progress_deadline_s, boot_s()
+        while (left := max(self._ledger.progress_s, began) + deadline - boot_s()) > 0:
+            await asyncio.sleep(left)
         self._finish(End.WEDGED)
 
     async def _give_up(self, end: End) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from controlplane.etcd.lease import Proof
 from schemas.config import EtcdConfig  # noqa: TC001  msgspec reads the annotation at run time
 
-_PROGRESS, _SENT_NS, _TTL_MS, _LOST = range(4)
+_PROGRESS_NS, _SENT_NS, _TTL_MS, _LOST = range(4)
 _WORDS = 4
 _WORD_BYTES = 8
 
@@ -48,12 +48,12 @@ class Ledger:
 
     def tick(self) -> None:
         """The owner's loop went round."""
-        self._words[_PROGRESS] = (self._words[_PROGRESS] + 1) % (1 << 64)
+        self._words[_PROGRESS_NS] = round(boot_s() * 1e9)
 
     @property
-    def progress(self) -> int:
-        """How often the owner's loop went round."""
-        return self._words[_PROGRESS]
+    def progress_s(self) -> float:
+        """When the owner's loop last went round; 0 before the first time."""
+        return self._words[_PROGRESS_NS] / 1e9
 
     def prove(self, proof: Proof) -> None:
         """The keeper's latest renewal that etcd answered."""

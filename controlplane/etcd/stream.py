@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from schemas.config import EtcdConfig
 
 
+SOLE_PACE = 5
+"""A probe is there to leave a hung member in time. With one member it only tells that etcd is away, and is a good part
+of what an idle instance costs: each wakes etcd and the process that asks."""
+
+
 class Step(Enum):
     """What a silent stream calls for."""
 
@@ -36,7 +41,8 @@ class Pulse:
 
     def __init__(self, config: EtcdConfig, *, now: float) -> None:
         self._config = config
-        self._due = now + config.probe_interval_s
+        self._quiet_s = config.probe_interval_s * (SOLE_PACE if len(config.endpoints) == 1 else 1)
+        self._due = now + self._quiet_s
         self._asked = False
         self._behind_since: float | None = None
 
@@ -58,7 +64,7 @@ class Pulse:
     def heard(self, now: float) -> None:
         """Something arrived, or a read confirmed the member."""
         self._asked = False
-        self._due = now + self._config.probe_interval_s
+        self._due = now + self._quiet_s
 
     def answered(self, now: float, *, behind: bool) -> bool:
         """A probe's answer; False if the member has been behind the cluster for too long."""

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from controlplane.etcd import Delete, Get, LeaseState, Put, Txn, absent, covers, created_at, unchanged
 from controlplane.etcd.lease import Proof
-from controlplane.etcd.stream import Pulse, Step
+from controlplane.etcd.stream import SOLE_PACE, Pulse, Step
 from schemas.config import EtcdConfig
 
-CONFIG = EtcdConfig()
+CONFIG = EtcdConfig(endpoints=("http://one:2379", "http://other:2379"))
 
 
 def test_a_lease_is_held_then_uncertain_then_lost_counted_from_the_sending():
@@ -74,6 +74,15 @@ def test_a_quiet_stream_is_asked_and_a_silent_one_is_confirmed():
     pulse.heard(silent)
     assert pulse.step(silent + 0.1) is Step.WAIT, "any message is a sign of life"
     assert pulse.step(silent + CONFIG.probe_interval_s) is Step.ASK
+
+
+def test_where_there_is_no_other_member_to_go_to_probes_are_rare():
+    sole = EtcdConfig()
+    pulse = Pulse(sole, now=0.0)
+    assert pulse.wait(0.0) == pytest.approx(SOLE_PACE * sole.probe_interval_s)
+    assert pulse.step(SOLE_PACE * sole.probe_interval_s) is Step.ASK
+    pulse.heard(2.0)
+    assert pulse.step(2.0 + sole.probe_interval_s) is Step.WAIT
 
 
 def test_the_defaults_leave_a_hung_member_within_the_contract():

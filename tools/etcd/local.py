@@ -75,10 +75,19 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 @dataclass(frozen=True)
 class Timing:
-    """etcd's own clocks; the defaults suit one rack and a fast test."""
+    """etcd's own clocks; the defaults suit one rack and a fast test.
+
+    The shortest lease is one and a half election time-outs, in whole seconds.
+    """
 
     heartbeat_ms: int = 50
     election_ms: int = 500
+
+
+ALONE = Timing(heartbeat_ms=100)
+"""A single member has nobody to tell that it lives: its ticks only cost."""
+BATCH_MS = 1000
+"""How often what stands in the log goes to the database file as well; durable is what is in the log."""
 
 
 @dataclass
@@ -149,7 +158,7 @@ class LocalEtcd:
         clients = [f"{scheme}://{host}:{port}" for host, port in zip(hosts, ports[:members], strict=True)]
         peers = [f"http://{host}:{port}" for host, port in zip(hosts, ports[members:], strict=True)]
         cluster = ",".join(f"{name}={peer}" for name, peer in zip(names, peers, strict=True))
-        timing = timing or Timing()
+        timing = timing or (ALONE if members == 1 else Timing())
         self.members = [
             Member(
                 name,
@@ -166,6 +175,7 @@ class LocalEtcd:
                     f"--initial-cluster={cluster}",
                     f"--heartbeat-interval={timing.heartbeat_ms}",
                     f"--election-timeout={timing.election_ms}",
+                    f"--backend-batch-interval={BATCH_MS}ms",
                     "--logger=zap",
                     "--log-level=warn",
                     *extra,
