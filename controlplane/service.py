@@ -206,7 +206,7 @@ class Service:
         await coordinator.followed_once()
         self._notifier.ready()
         every = min(self._notifier.watchdog_interval_s or _STATUS_EVERY_S, _STATUS_EVERY_S)
-        while True:
+        while self._notifier.heard:
             if coordinator.rounds != seen:
                 seen = coordinator.rounds
                 self._notifier.alive()

@@ -1,4 +1,4 @@
-"""The coordinator's core: ``(state, event) → (state, write, question, reason)``. No I/O, no clock.
+"""The coordinator's core: ``(state, event) → (state, write, question, reason, wake)``. No I/O, no clock.
 
 Level-triggered: an event only makes something known (``folding``); then the first rule below that wants something
 written decides. Everything a rule looks at is in etcd, so a successor decides the same; what is not in etcd is only
@@ -23,7 +23,7 @@ from controlplane.coordinator.questions import settled_questions
 from controlplane.coordinator.ranks import amended, lost, refreshed
 from controlplane.coordinator.retention import stale
 from controlplane.coordinator.staging import toward
-from controlplane.coordinator.state import SECOND, Question, Write
+from controlplane.coordinator.state import SECOND, Alarm, Question, Write
 from schemas.operations import Blame, OperationState
 from schemas.policy import OnTimeout
 from schemas.vocabulary import Cut, Evidence, Member
@@ -56,6 +56,8 @@ class Outcome:
     reason: str = ""
     question: Question | None = None
     """To be planned beside the decisions and answered by ``Planned``, however late."""
+    wake: int = 0
+    """When to decide again if nothing happens before, Unix ns; 0: time alone changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ def step(state: State, event: Event, *, planner: Planner) -> Outcome:
     state = observe(state, event)
     if not state.fence or state.writing:
         return Outcome(state)
-    outcome = _decided(settled_questions(state), planner=planner)
+    alarm = Alarm()
+    outcome = _decided(settled_questions(replace(state, alarm=alarm)), planner=planner)
     asked = outcome.state.question
-    return outcome if asked is before or asked is None else replace(outcome, question=asked)
+    return replace(outcome, question=None if asked is before else asked, wake=alarm.at)
 
 
 def _decided(state: State, *, planner: Planner) -> Outcome:
@@ -120,15 +123,22 @@ class Wait:
 
 
 def _judged(state: State) -> tuple[State, Verdict]:
-    patient = state.since("tie") < int(state.spec.silent_tie_s * SECOND)
-    verdict = judge(
+    verdict = _verdict(state, patient=True)
+    if verdict.tied:
+        state = state.notice("tie")
+        if state.lasts("tie", int(state.spec.silent_tie_s * SECOND)):
+            verdict = _verdict(state, patient=False)
+    return (state if verdict.tied else state.forget("tie")), verdict
+
+
+def _verdict(state: State, *, patient: bool) -> Verdict:
+    return judge(
         epoch=state.record.committed.epoch if state.record else 0,
         members=state.members,
         registrations=state.registrations,
         reports=state.reports,
         patient=patient,
     )
-    return (state.notice("tie") if verdict.tied else state.forget("tie")), verdict
 
 
 # --- rules, in order of urgency ---------------------------------------------------------------------------------------
@@ -170,7 +180,7 @@ def change_under_way(case: _Case) -> Write | Wait | None:
     if not late:
         return changes.commit(state, version, record)
     names = _ranks(late)
-    if state.now < max(version.deadline_unix_ns, state.noticed.get("led", 0) + SUCCESSOR_PATIENCE):
+    if not state.reached(max(version.deadline_unix_ns, state.noticed.get("led", 0) + SUCCESSOR_PATIENCE)):
         return Wait(state, f"epoch {version.epoch} waits for ranks {names}")
     why = f"ranks {names} did not prepare epoch {version.epoch} in time"
     innocent = any(rank not in state.members for rank in late) or len(late) * 2 > len(state.members)
@@ -262,7 +272,7 @@ def settling(case: _Case) -> Write | Wait | None:
     names = _ranks(late)
     if version.cut is Cut.PLANNED and (gone := _left_too_early(state, recovery)):
         return _forced(case, f"ranks {gone} went before ranks {names} had crossed into epoch {version.epoch}")
-    if state.now < max(version.deadline_unix_ns, state.noticed.get("led", 0) + SUCCESSOR_PATIENCE):
+    if not state.reached(max(version.deadline_unix_ns, state.noticed.get("led", 0) + SUCCESSOR_PATIENCE)):
         return Wait(state, f"ranks {names} cross into epoch {version.epoch}")
     if len(late) * 2 > len(state.members):
         if version.cut is Cut.PLANNED:
@@ -326,8 +336,7 @@ def formation(case: _Case) -> Write | Wait | State | None:
     if instance.unavailable:
         return _aside(case, changes.named(sorted(instance.unavailable)))
     state = state.notice("form")
-    waited = state.since("form") >= int(state.spec.form_wait_s * SECOND)
-    if len(ready) < state.spec.ranks and not waited:
+    if len(ready) < state.spec.ranks and not state.lasts("form", int(state.spec.form_wait_s * SECOND)):
         return _aside(replace(case, state=state), f"{len(ready)} of {state.spec.ranks} ranks are ready")
     plan = case.planner.plan(instance)
     members = [Member(rank, state.registrations[rank].incarnation) for rank in ready]
@@ -592,7 +601,7 @@ def _held_back(state: State) -> bool:
     """Whether a rolled-back change is so recent that the next one waits."""
     rolled = [r for r in state.recoveries.values() if r.outcome.startswith("rolled back")]
     latest = max((phase.finished_unix_ns for r in rolled for phase in r.phases), default=0)
-    return state.now < latest + HOLD
+    return not state.reached(latest + HOLD)
 
 
 def housekeeping(case: _Case) -> Write | State | None:
@@ -603,7 +612,7 @@ def housekeeping(case: _Case) -> Write | State | None:
     forget = () if changes.running(state) else stale(state)  # nothing is so old that ranks should wait for its end
     status = refreshed(state, state.status, case.verdict)
     changed = status != state.status
-    if changed and "viewed" in state.noticed and state.since("viewed") < VIEW_EVERY:
+    if changed and "viewed" in state.noticed and not state.lasts("viewed", VIEW_EVERY):
         return None
     if not changed and not forget:
         return replace(state, shown=shown)
@@ -620,9 +629,17 @@ def _shown(case: _Case) -> tuple[object, ...]:
     state, preparing = case.state, case.state.record.preparing if case.state.record else None
     joining = state.joining.keys() - state.members.keys()
     linked = prepared(preparing, joining, state.acks) if preparing and joining else ()
-    waiting = state.registrations.keys() - state.members.keys()  # what keeps them out may end with time
     known = state.record, state.status, state.registrations, state.recoveries, state.operations, state.placements
-    return *known, case.verdict.suspected, frozenset(linked), state.now // VIEW_EVERY if waiting else 0
+    return *known, case.verdict.suspected, frozenset(linked), _period(state)
+
+
+def _period(state: State) -> int:
+    """Counts up while somebody waits to be let in: what keeps him out may end with time."""
+    if state.registrations.keys() <= state.members.keys():
+        return 0
+    period = state.now // VIEW_EVERY
+    state.reached((period + 1) * VIEW_EVERY)
+    return period
 
 
 RULES: tuple[Callable[[_Case], Write | Wait | State | None], ...] = (

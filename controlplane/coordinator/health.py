@@ -49,14 +49,14 @@ def _examined(state: State, view: RankView, *, said: str, pace: Pace | None) -> 
 
 
 def _slowed(state: State, view: RankView, *, said: str, measured: str, pace: Pace | None) -> RankView:
-    spec, lasting = state.spec, state.since(f"slow:{view.rank};")
-    if lasting >= int(spec.slow_drain_s * SECOND) and not view.draining:
-        word = f"slow for {lasting / SECOND:.0f} s: {measured or said}"
+    spec, slow = state.spec, f"slow:{view.rank};"
+    if not view.draining and state.lasts(slow, int(spec.slow_drain_s * SECOND)):
+        word = f"slow for {state.since(slow) / SECOND:.0f} s: {measured or said}"
         return msgspec.structs.replace(view, draining=word, cordoned=view.cordoned or word)
     if measured and pace is not None:
         less = reckoned(pace, planned=view.slow, least=spec.slow_share, slow=True)
         return view if less == view.slow else msgspec.structs.replace(view, slow=less, waited=round(pace.waited_for, 2))
-    if lasting >= int(spec.slow_after_s * SECOND):
+    if state.lasts(slow, int(spec.slow_after_s * SECOND)):
         return msgspec.structs.replace(view, slow=min(view.slow, spec.slow_share))
     return view
 
@@ -67,7 +67,7 @@ def _recovering(state: State, view: RankView, pace: Pace | None) -> tuple[State,
     if view.slow == 1 and slow not in state.noticed:
         return state, view
     state = state.notice(fine)
-    if state.since(fine) < int(state.spec.slow_clear_s * SECOND):
+    if not state.lasts(fine, int(state.spec.slow_clear_s * SECOND)):
         return state, view
     state = state.forget(slow)
     able = 1.0

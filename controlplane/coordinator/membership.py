@@ -43,7 +43,7 @@ def obstacle(state: State, registration: Registration) -> str:
         return f"leaving: {registration.leaving}"
     if not registration.ready:
         return "its engine is starting"
-    if view.retry_unix_ns > state.now:
+    if not state.reached(view.retry_unix_ns):
         return f"backing off after {len(view.losses_unix_ns)} losses"
     return _misfit(state, registration)
 
@@ -181,7 +181,7 @@ def can_read_disk(state: State, rank: Rank) -> bool:
     return not any(
         ack.rank == rank
         and state.revisions.get((Kind.ACK, name), 0) > registered
-        and state.now < ack.finished_unix_ns + int(state.spec.source_retry_s * SECOND)
+        and not state.reached(ack.finished_unix_ns + int(state.spec.source_retry_s * SECOND))
         for name, ack in state.failed_loads.items()
     )
 

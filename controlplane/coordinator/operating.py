@@ -257,4 +257,4 @@ def overdue(state: State, operation: Operation) -> bool:
     """Whether an operation has had its time."""
     allowed = operation.deadline_s or state.spec.operation_deadline_s
     begun = operation.phases[0].started_unix_ns if operation.phases else operation.created_unix_ns
-    return state.now >= begun + int(allowed * SECOND)
+    return state.reached(begun + int(allowed * SECOND))

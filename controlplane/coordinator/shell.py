@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from controlplane.coordinator.cluster import ClusterView
@@ -62,8 +62,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TICK_S = 0.1
-"""How late a deadline may be noticed; deadlines are seconds."""
+TURN_S = 1.0
+"""The loop that decides goes round at least so often, to show that it does; deadlines are met when they are due."""
 AGAIN_S = 0.1
 """Pause before a write whose outcome is unknown is sent again, or a refused one decided again."""
 PLAN_DEADLINE_S = 30.0
@@ -139,6 +139,8 @@ class Coordinator:
         self._candidates: dict[str, KeyValue] = {}
         self._unreadable: dict[str, int] = {}
         self._rested_at = 0.0
+        self._wake = 0
+        self._leads = asyncio.Event()
         self.rounds = 0
         """How often the loop that decides went round, or made an attempt to write: a watchdog's food."""
 
@@ -162,7 +164,7 @@ class Coordinator:
 
     def predict(self, operation: Operation) -> Prediction:
         """What ``operation`` would do now; any replica can say, the leader decides."""
-        return predict(self._state, operation, planner=self._planner)
+        return predict(self._present, operation, planner=self._planner)
 
     async def followed_once(self) -> None:
         """Wait until the first listing was read."""
@@ -189,7 +191,6 @@ class Coordinator:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow")
             tasks.create_task(self._stand(), name="stand for election")
-            tasks.create_task(self._tick(), name="tick")
             tasks.create_task(self._decide(), name="decide")
             tasks.create_task(self._plan(), name="plan")
             tasks.create_task(self._look_ahead(), name="look ahead")
@@ -262,6 +263,7 @@ class Coordinator:
         since = self._unix_ns()
         await self._take_over(leadership, lease, record)
         self._leadership = leadership
+        self._leads.set()
         self._post(Elected(self._unix_ns(), leadership.fence))
         self._story.elected(fence=leadership.fence, since=since, now=self._unix_ns())
         if self._metering:
@@ -270,6 +272,7 @@ class Coordinator:
         why = await self._election.wait_deposed(leadership)
         log.warning("%s does not lead any more: %s", self._identity.replica, why)
         self._leadership = None
+        self._leads.clear()
         self._post(Deposed(self._unix_ns()))
         self._story.deposed()
 
@@ -289,18 +292,13 @@ class Coordinator:
                     await self._clock.sleep(AGAIN_S)
         await self._followed(revision)
 
-    async def _tick(self) -> None:
-        while True:
-            await self._clock.sleep(TICK_S)
-            if not self._inbox:
-                self._post(Tick(self._unix_ns()))
-
     async def _look_ahead(self) -> None:
         """Plan losses before they happen, one at a time beside the loop, while nothing else is to be done."""
         settled = None
         while True:
+            await self._leads.wait()
             await self._clock.sleep(AHEAD_S)
-            state, before = self._state, settled
+            state, before = self._present, settled
             settled = state.record
             if settled is not before or not self._planner.due(state):
                 continue  # under a new epoch ranks still cross, and wait for the processors that this would take
@@ -334,19 +332,38 @@ class Coordinator:
         while True:
             self._turned()
             self._idle.set()
-            await self._arrived.wait()
+            await self._something()
             rest = self._rested_at - self._clock.now()
             if rest > SHORTEST_REST_S:
                 await self._clock.sleep(rest)
             self._idle.clear()
             await self._handle(self._next())
 
+    async def _something(self) -> None:
+        """Wait until something has arrived, or the moment has that the last decision depends on."""
+        while not self._inbox:
+            left_s = (self._wake - self._unix_ns()) / 1e9 if self._wake else TURN_S
+            if left_s <= 0:
+                self._post(Tick(self._unix_ns()))
+                return
+            try:
+                async with asyncio.timeout(min(left_s, TURN_S)):
+                    await self._arrived.wait()
+            except TimeoutError:
+                self._turned()
+
+    @property
+    def _present(self) -> State:
+        """What is known, as of now: without an event nobody tells the core that time has passed."""
+        return replace(self._state, now=max(self._state.now, self._unix_ns()))
+
     def _step(self, event: Event) -> Outcome:
         """One step of the core, and the rest that it earns."""
         began = self._clock.now()
         outcome = step(self._state, event, planner=self._planner)
         ended = self._clock.now()
-        self._state, self._rested_at = outcome.state, ended + min(ended - began, LONGEST_REST_S)
+        self._state, self._wake = outcome.state, outcome.wake
+        self._rested_at = ended + min(ended - began, LONGEST_REST_S)
         if outcome.question is not None:
             self._questions.put_nowait(outcome.question)
         return outcome

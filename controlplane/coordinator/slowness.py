@@ -40,10 +40,12 @@ def paced(state: State) -> State:
     """``state`` with every member's pace as of now, or as of the last ``JUDGE_EVERY``: there are ranks² figures."""
     subject = (state.record.committed.epoch if state.record else 0, state.status.goal)
     known = state.pace
-    fresh = known is not None and known.subject == subject and state.now < known.at + JUDGE_EVERY
-    if fresh or (known is None and not state.waits):
+    if known is None and not state.waits:
         return state
-    return replace(state, pace=Judged(at=state.now, subject=subject, paces=paces(state)))
+    same = known is not None and known.subject == subject
+    if known is not None and same and (known.waits is state.waits or not state.reached(known.at + JUDGE_EVERY)):
+        return state
+    return replace(state, pace=Judged(at=state.now, waits=state.waits, subject=subject, paces=paces(state)))
 
 
 def paces(state: State) -> Mapping[Rank, Pace]:

@@ -156,17 +156,30 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The receive-wait matrix as it was judged last (``slowness``)."""
+    """The receive-wait matrix as it was judged last (``slowness``), and the rows that it was judged by."""
 
     at: int
+    waits: Mapping[Rank, tuple[ReceiveWait, ...]]
     subject: tuple[Epoch, str]
     """The epoch and the goal that it was judged under."""
     paces: Mapping[Rank, Pace]
 
 
+class Alarm:
+    """The earliest moment that a decision depends on: before it, nothing new is decided unless something happens."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        """0 while there is none."""
+
+    def set(self, at: int) -> None:
+        """Decide again at ``at``, or earlier."""
+        self.at = min(self.at, at) if self.at else at
+
+
 @dataclass(frozen=True)
 class State:
-    """Frozen: an event makes a new one. Everything but the last eight fields can be read back from etcd."""
+    """Frozen: an event makes a new one. Everything but the last nine fields can be read back from etcd."""
 
     replica: str
     now: int = 0
@@ -201,6 +214,8 @@ class State:
     """What the ranks' views were last worked out from: as long as nothing of it changes they are right."""
     said: str = ""
     """The last reason, to say a new one once."""
+    alarm: Alarm = field(default_factory=Alarm, compare=False, repr=False)
+    """Set by every look at the clock (``reached``), so that no rule can forget to name its deadline."""
 
     @property
     def live(self) -> Placement | None:
@@ -242,8 +257,22 @@ class State:
         """``status.ranks`` by rank."""
         return {view.rank: view for view in self.status.ranks}
 
+    def reached(self, at: int) -> bool:
+        """Whether it is ``at`` or later; rules look at the clock in no other way.
+
+        If it is not, the answer will be another one then: the alarm is set, and the core is asked again.
+        """
+        if self.now >= at:
+            return True
+        self.alarm.set(at)
+        return False
+
+    def lasts(self, what: str, ns: int) -> bool:
+        """Whether ``what`` was first noticed at least ``ns`` ago."""
+        return what in self.noticed and self.reached(self.noticed[what] + ns)
+
     def since(self, what: str) -> int:
-        """How long ago ``what`` was first noticed, ns; 0 when it is not."""
+        """How long ago ``what`` was first noticed, ns, for words; 0 when it is not."""
         return self.now - self.noticed[what] if what in self.noticed else 0
 
     def notice(self, what: str) -> State:

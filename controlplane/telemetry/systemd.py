@@ -48,6 +48,11 @@ class Notifier:
             return None
         return int(microseconds) / 3e6
 
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens: only what systemd started has somebody to tell."""
+        return bool(self.environment.get("NOTIFY_SOCKET"))
+
     def _send(self, message: str) -> None:
         address = self.environment.get("NOTIFY_SOCKET")
         if not address:

@@ -52,6 +52,8 @@ class Instance:
     ponders: bool = False
     """Questions to the planner wait for ``answer``; else they are answered at once."""
     question: Question | None = None
+    wake: int = 0
+    """When the core wants to be asked again though nothing happens."""
 
     def __post_init__(self) -> None:
         self.state = State(replica="a")
@@ -60,9 +62,11 @@ class Instance:
         self.feed(Elected(self.now, fence=1))
 
     def feed(self, event: Any) -> None:
-        before = self.state.record
+        before, wake = self.state.record, self.wake
         outcome = step(self.state, event, planner=self.planner)
-        self.state = outcome.state
+        self.state, self.wake = outcome.state, outcome.wake
+        if isinstance(event, Tick) and (outcome.write or outcome.question):
+            assert 0 < wake <= event.now, f"time alone brought {outcome.reason!r}, and nobody had been told when"
         if outcome.reason:
             self.reasons.append(outcome.reason)
         if outcome.question is not None:

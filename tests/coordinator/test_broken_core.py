@@ -80,12 +80,18 @@ def numbers_are_used_again(patch):
     patch.setattr(state.State, "next_epoch", property(reused))
 
 
+def deadlines_are_named_to_nobody(patch):
+    """The clock is looked at, but nobody is told when to look again."""
+    patch.setattr(state.State, "reached", lambda known, at: known.now >= at)
+
+
 BROKEN = (
     slots_in_use_are_written,
     uncertain_slots_are_trusted,
     nobody_has_to_be_prepared,
     the_excluded_return,
     numbers_are_used_again,
+    deadlines_are_named_to_nobody,
 )
 
 

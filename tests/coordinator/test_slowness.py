@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from controlplane.coordinator.slowness import paces
-from controlplane.coordinator.state import Kind
+from controlplane.coordinator.state import SECOND, Kind
 from schemas.policy import Spec
 from schemas.records import ReceiveWait
 from tests.coordinator.instance import Instance, traffic
@@ -239,12 +239,16 @@ def test_the_matrix_is_judged_as_it_is_defined(data, ranks):
 def test_the_matrix_is_judged_at_most_once_a_second():
     instance = formed()
     all_wait(instance, 2, 0.01, rows=3)
-    judged = instance.state.pace
     instance.waits(0, _2=0.5)
+    judged = instance.state.pace
+    assert judged.at == instance.now, "nothing is waited for that came alone"
+    instance.waits(1, _2=0.5)
     instance.elapse(0.5)
     assert instance.state.pace is judged
     instance.elapse(0.6)
-    assert instance.state.pace is not judged
+    assert instance.state.pace.at == judged.at + SECOND
+    instance.elapse(5.0)
+    assert instance.state.pace.at == judged.at + SECOND, "the same rows are not judged again"
 
 
 @pytest.mark.parametrize("ranks", [3, 4])

@@ -29,6 +29,7 @@ def test_ready_status_watchdog_and_stopping_are_sent(listener):
     notifier.status("leader epoch 7, 31/32 ranks")
     notifier.alive()
     notifier.stopping()
+    assert notifier.heard
     assert received(listener, 4) == ["READY=1", "STATUS=leader epoch 7, 31/32 ranks", "WATCHDOG=1", "STOPPING=1"]
 
 
@@ -51,6 +52,7 @@ def test_without_systemd_nothing_happens():
     notifier = Notifier({})
     notifier.ready()
     assert notifier.watchdog_interval_s is None
+    assert not notifier.heard
 
 
 def test_watchdog_is_fed_three_times_a_period_by_its_owner_only():
