@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from controlplane.coordinator import changes, core, membership, state
+from controlplane.coordinator import beginning, changes, membership, state, under_way
 from controlplane.coordinator.holdings import holdings, widened
 from schemas.records import Ack
 from tests.coordinator.test_machine import Machine
@@ -33,7 +33,7 @@ def slots_in_use_are_written(patch):
         del members
         return widened(target, rows=live.max_ranks, slots=live.slots_per_rank)
 
-    patch.setattr(core, "toward", at_once)
+    patch.setattr(beginning, "toward", at_once)
 
 
 def uncertain_slots_are_trusted(patch):
@@ -55,7 +55,7 @@ def uncertain_slots_are_trusted(patch):
 
 def nobody_has_to_be_prepared(patch):
     """A planned version is committed as soon as it is announced."""
-    patch.setattr(core, "prepared", lambda version, ranks, acks: set(ranks))
+    patch.setattr(under_way, "prepared", lambda version, ranks, acks: set(ranks))
 
 
 def the_excluded_return(patch):
