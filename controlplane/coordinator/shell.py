@@ -45,7 +45,7 @@ from schemas.codec import RecordError, decode, encode
 from schemas.records import Ack, LeaderRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from controlplane.coordinator.core import Outcome
     from controlplane.coordinator.metering import Metering
@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TURN_S = 1.0
+TURN_S = 0.5
 """The loop that decides goes round at least so often, to show that it does; deadlines are met when they are due."""
 AGAIN_S = 0.1
 """Pause before a write whose outcome is unknown is sent again, or a refused one decided again."""
@@ -136,7 +136,7 @@ class Coordinator:
         self._leaving = asyncio.Event()
         self._idle = asyncio.Event()
         self._lease: Lease | None = None
-        self._candidates: dict[str, KeyValue] = {}
+        self._candidates: Mapping[str, KeyValue] = {}
         self._unreadable: dict[str, int] = {}
         self._rested_at = 0.0
         self._wake = 0
@@ -224,10 +224,16 @@ class Coordinator:
 
     def _stands(self, event: EtcdEvent) -> None:
         """Keep the candidates apart: the view names the leader at every event, among thousands of keys."""
-        if event.kind is EventKind.DELETE:
-            self._candidates.pop(event.key, None)
-        else:
-            self._candidates[event.key] = event.item
+        others = {key: item for key, item in self._candidates.items() if key != event.key}
+        self._candidates = others if event.kind is EventKind.DELETE else {**others, event.key: event.item}
+
+    async def _standing(self) -> AsyncGenerator[Mapping[str, KeyValue], None]:
+        """The candidates, at once and whenever they change."""
+        while True:
+            yield (told := self._candidates)
+            async with self._progress:
+                while self._candidates is told:
+                    await self._progress.wait()
 
     async def _followed(self, revision: int) -> None:
         """Wait until everything up to ``revision`` is in the inbox."""
@@ -255,7 +261,9 @@ class Coordinator:
 
     async def _stand_with(self, lease: Lease) -> None:
         record = encode(LeaderRecord(replica=self._identity.replica, admin_url=self._identity.admin_url))
-        self._election = Election(self._etcd, self._keys.election, lease, record, clock=self._clock)
+        self._election = Election(
+            self._etcd, self._keys.election, lease, record, standing=self._standing, clock=self._clock
+        )
         leadership = await self._election.campaign()
         if self._leaving.is_set():
             await self._election.resign(leadership)

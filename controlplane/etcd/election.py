@@ -24,7 +24,7 @@ from controlplane.etcd.values import Compare, Delete, Get, KeyValue, Put, Txn, T
 from controlplane.etcd.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Iterable
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 
     from controlplane.etcd.interface import Clock, Etcd
     from controlplane.etcd.lease import Lease
@@ -74,10 +74,30 @@ async def fenced(etcd: Etcd, leadership: Leadership, txn: Txn) -> TxnResult:
 
 
 class Election:
-    """One candidate. ``record`` is the value of its key: who it is and how to reach it."""
+    """One candidate.
 
-    def __init__(self, etcd: Etcd, prefix: str, lease: Lease, record: bytes, *, clock: Clock | None = None) -> None:
+    Args:
+        etcd: the client.
+        prefix: of all candidates' keys.
+        lease: what the candidate stands on.
+        record: the value of its key: who it is and how to reach it.
+        standing: the candidates by key, at once and whenever they change, from a watch that the owner has anyway; a
+            watch of the election's own when None.
+        clock: time for pauses.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        prefix: str,
+        lease: Lease,
+        record: bytes,
+        *,
+        standing: Callable[[], AsyncGenerator[Mapping[str, KeyValue], None]] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._etcd = etcd
+        self._standing = standing or self._watched
         self._prefix = prefix
         self._lease = lease
         self._record = record
@@ -101,7 +121,7 @@ class Election:
         await self._etcd.txn(Txn(when=(leadership.guard,), then=(Delete(leadership.key),)))
 
     async def wait_deposed(self, leadership: Leadership) -> str:
-        """Wait until the leadership is over; return why."""
+        """Wait until the leadership is over; return why. ``standing`` must have told of the leadership before."""
         try:
             return await self._while_held(self._key_gone(leadership))
         except LeaseLostError as error:
@@ -121,17 +141,25 @@ class Election:
             await asyncio.gather(lost, working, return_exceptions=True)
 
     async def _elected(self) -> Leadership:
-        candidates = await self._stand()
+        if leadership := self._leading(await self._stand()):
+            return leadership
+        async with aclosing(self._standing()) as standing:
+            async for candidates in standing:
+                if self.key not in candidates:  # not told of yet, or an operator deleted it: to the end of the queue
+                    await self._stand()
+                elif leadership := self._leading(candidates.values()):
+                    return leadership
+        raise AssertionError("a watch without an end ended")
+
+    def _leading(self, candidates: Iterable[KeyValue]) -> Leadership | None:
+        leader = leader_of(candidates)
+        return Leadership(self.key, leader.create_revision) if leader is not None and leader.key == self.key else None
+
+    async def _watched(self) -> AsyncGenerator[Mapping[str, KeyValue], None]:
         watch = Watch(self._etcd, self._prefix, clock=self._clock)
         async with aclosing(watch.changes()) as changes:
-            while True:
-                leader = leader_of(candidates)
-                if leader is not None and leader.key == self.key:
-                    return Leadership(self.key, leader.create_revision)
-                await anext(changes)
-                if self.key not in watch.items:  # an operator deleted it: to the end of the queue
-                    await self._stand()
-                candidates = tuple(watch.items.values())
+            async for _ in changes:
+                yield watch.items
 
     async def _stand(self) -> tuple[KeyValue, ...]:
         """Put the key if it is not there; return all candidates as of then, so that a lone one is elected at once."""
@@ -147,10 +175,9 @@ class Election:
                 raise LeaseLostError(self._lease.lease, str(error)) from error
 
     async def _key_gone(self, leadership: Leadership) -> str:
-        watch = Watch(self._etcd, leadership.key, clock=self._clock)
-        async with aclosing(watch.changes()) as changes:
-            async for _ in changes:
-                item = watch.items.get(leadership.key)
+        async with aclosing(self._standing()) as standing:
+            async for candidates in standing:
+                item = candidates.get(leadership.key)
                 if item is None or item.create_revision != leadership.fence:
                     return f"{leadership.key} of fence {leadership.fence} was deleted"
         raise AssertionError("a watch without an end ended")

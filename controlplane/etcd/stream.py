@@ -71,8 +71,9 @@ class Pulse:
         self.heard(now)
         if not behind:
             self._behind_since = None
-        elif self._behind_since is None:
-            self._behind_since = now
+        else:
+            self._due = now + self._config.probe_interval_s
+            self._behind_since = now if self._behind_since is None else self._behind_since
         return self._behind_since is None or now - self._behind_since < self._config.silence_timeout_s
 
 

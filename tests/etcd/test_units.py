@@ -81,8 +81,10 @@ def test_where_there_is_no_other_member_to_go_to_probes_are_rare():
     pulse = Pulse(sole, now=0.0)
     assert pulse.wait(0.0) == pytest.approx(SOLE_PACE * sole.probe_interval_s)
     assert pulse.step(SOLE_PACE * sole.probe_interval_s) is Step.ASK
-    pulse.heard(2.0)
-    assert pulse.step(2.0 + sole.probe_interval_s) is Step.WAIT
+    pulse.heard(4.0)
+    assert pulse.step(4.0 + sole.probe_interval_s) is Step.WAIT
+    assert pulse.answered(4.0, behind=True)
+    assert pulse.step(4.0 + sole.probe_interval_s) is Step.ASK, "a member that lags is not left alone"
 
 
 def test_the_defaults_leave_a_hung_member_within_the_contract():
