@@ -31,9 +31,14 @@ class Keys:
         return f"{self.prefix}spec"
 
     @property
+    def epochs(self) -> str:
+        """Prefix of the epoch record and the placements that it names: who watches it gets both at one revision."""
+        return f"{self.prefix}epoch/"
+
+    @property
     def epoch(self) -> str:
         """The current epoch record."""
-        return f"{self.prefix}epoch"
+        return f"{self.epochs}record"
 
     @property
     def status(self) -> str:
@@ -61,7 +66,7 @@ class Keys:
     @property
     def placements(self) -> str:
         """Prefix of content-addressed placements."""
-        return f"{self.prefix}placements/"
+        return f"{self.epochs}placements/"
 
     def placement(self, digest: str) -> str:
         """A placement's bytes by SHA-256."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controlplane.coordinator.state import Change, Kind
-from controlplane.etcd import Delete, EventKind, Get, Put, Txn, unchanged
+from controlplane.etcd import Delete, EventKind, Get, Put, Txn, is_prefix, unchanged
 from schemas.codec import RecordError, decode, encode
 from schemas.operations import Operation, Recovery
 from schemas.placement import Placement, PlacementFormatError
@@ -78,8 +78,10 @@ class Wire:
     def _shelf(self, key: str) -> tuple[_Shelf | None, str]:
         if key in self._shelves:
             return self._shelves[key], ""
-        top = key[len(self._keys.prefix) :].partition("/")
-        return self._shelves.get(f"{self._keys.prefix}{top[0]}/"), top[2]
+        for prefix, shelf in self._shelves.items():
+            if is_prefix(prefix) and key.startswith(prefix):
+                return shelf, key[len(prefix) :]
+        return None, ""
 
     def transaction(self, write: Write, state: State) -> Txn:
         """``write`` as puts and deletes, guarded by what ``state`` had seen; a failed guard reads what stands there."""

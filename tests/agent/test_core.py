@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from schemas.messages import (
     Activated,
@@ -15,6 +16,7 @@ from schemas.messages import (
     EngineStatus,
     Fault,
     Hello,
+    Peer,
     Prepare,
     Prepared,
     Ready,
@@ -25,6 +27,7 @@ from worker.agent.core import Policy, State, decide
 from worker.agent.events import (
     Begin,
     CallOff,
+    ClearAway,
     Committed,
     EndEngine,
     EngineEnded,
@@ -166,7 +169,7 @@ def test_an_engine_that_died_is_reported_first_and_comes_back_anew_after_a_backo
         detected_unix_ns=123,
     )
     gone = Registration(rank=1, incarnation=0, host="a", serve_url="http://r1")
-    assert actions == [Publish(report), EndEngine("killed by signal 9", fence=False), Publish(gone), WakeAt(5.5)]
+    assert actions == [Publish(report), Publish(gone), ClearAway("killed by signal 9"), WakeAt(5.5)]
     assert follow(state, Tick(5.4, 8))[1] == []
     assert follow(state, Tick(5.5, 8))[1] == [StartEngine(8)]
 
@@ -338,6 +341,56 @@ def test_a_fault_of_the_data_plane_goes_up_as_evidence_only():
             )
         )
     ]
+
+
+def witness(*faults):
+    """Rank 1 of five on one host and a sixth elsewhere, and what it does about ``faults`` at 3.0."""
+    members = version(1, 3, 7, 3, 3, 3, 3)
+    peers = tuple(Peer(rank=n, incarnation=3, host="b" if n == 5 else "a", link_address="/l") for n in range(6))
+    plan = replace(PLAN, peers=peers)
+    state = replace(up(), seen=EpochSeen(1.0, EpochRecord(committed=members, fence=5), plan, None))
+    return follow(state, *(Heard(3.0, dead) for dead in faults))
+
+
+def fault_of(*ranks):
+    suspicions = tuple(Suspicion(rank, 3, Evidence.DEAD) for rank in ranks)
+    return Fault(epoch=1, step=8, suspicions=suspicions, receive_wait_us=(), detected_unix_ns=1)
+
+
+def told(*ranks):
+    seen = tuple(Suspicion(rank, 3, Evidence.DEAD) for rank in ranks)
+    report = FaultReport(reporter=1, incarnation=7, epoch=1, step=8, suspicions=seen, detected_unix_ns=1)
+    return [Publish(report)]
+
+
+def test_the_first_witness_of_a_death_speaks_at_once():
+    assert witness(fault_of(0))[1] == told(0)
+
+
+@pytest.mark.parametrize(("dead", "ahead"), [(4, 1), (3, 2), (2, 3)])
+def test_the_others_leave_the_word_to_those_before_them(dead, ahead):
+    """After 4 comes 0, then 1; rank 5 is on another host and cannot see it."""
+    state, actions = witness(fault_of(dead))
+    due = 3.0 + ahead * POLICY.accuse_turn_s
+    assert actions == [WakeAt(due)]
+    assert follow(state, Tick(due - 0.001, 8))[1] == []
+    assert follow(state, Tick(due, 8))[1] == told(dead)
+
+
+def test_nobody_speaks_of_a_death_that_an_epoch_has_answered():
+    state, _ = witness(fault_of(3))
+    state, _ = follow(state, seen(version(2, 3, 7, 3, 0, 3, 3, cut=Cut.ABORT)))
+    assert follow(state, Tick(4.0, 8))[1] == []
+
+
+def test_a_second_death_is_told_with_the_first_that_was_not_told_yet():
+    state, _ = witness(fault_of(3), fault_of(2))
+    assert follow(state, Tick(4.0, 8))[1] == told(3, 2)
+
+
+def test_silence_is_told_by_everyone_at_once():
+    fault = structs.replace(fault_of(4), suspicions=(Suspicion(4, 3, Evidence.SILENT),))
+    assert isinstance(witness(fault)[1][0], Publish)
 
 
 def test_a_step_left_on_a_peers_word_is_no_evidence():

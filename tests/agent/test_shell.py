@@ -62,6 +62,9 @@ class ScriptedEngine:
     async def end(self, *, fence):
         self.ended.append((self.incarnation, fence))
 
+    def clear_away(self):
+        self.ended.append((self.incarnation, False))
+
     def send(self, message):
         self.sent.append(message)
         if isinstance(message, Prepare):

@@ -98,6 +98,10 @@ class Engine:
         del fence
         self._die()
 
+    def clear_away(self) -> None:
+        """What it left does nothing any more."""
+        self._die()
+
     def send(self, message: ToEngine) -> None:
         """Hear the agent; a stopped engine hears later, one that is gone never."""
         if not self.alive:

@@ -31,9 +31,11 @@ from schemas.messages import (
 )
 from schemas.records import Ack, FaultReport, Registration, Suspicion
 from schemas.vocabulary import Cut, Evidence
+from worker.agent.accusing import turn
 from worker.agent.events import (
     Begin,
     CallOff,
+    ClearAway,
     Committed,
     Decision,
     EndEngine,
@@ -68,6 +70,8 @@ class Policy:
     prepare_deadline_s: float = 60.0
     drain_poll_s: float = 0.2
     """How often a rank that is to go looks whether its requests have ended."""
+    accuse_turn_s: float = 0.004
+    """How long each witness of a death leaves the word to the one before: about as long as an epoch takes to come."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class State:
         parting: epoch that let us go and that the engine has still to cross into; 0 when there is none.
         ack: what was last acknowledged; later phases add to it.
         farewell: the acknowledgement of an epoch without us, held back until our last request has ended.
+        accusation: what was seen of a death that others tell of first; dropped with the epoch it belongs to.
+        accuse_at: when it is told after all.
         leaving: why the rank wants to go; empty while it stays.
         leave_by: when it goes without being let go.
     """
@@ -110,6 +116,8 @@ class State:
     parting: Epoch = 0
     ack: Ack | None = None
     farewell: Ack | None = None
+    accusation: FaultReport | None = None
+    accuse_at: float = 0.0
     leaving: str = ""
     leave_by: float = 0.0
 
@@ -174,6 +182,7 @@ def _start(state: State, now: float, incarnation: Incarnation) -> tuple[State, D
         activated=0,
         parting=0,
         farewell=None,
+        accusation=None,
     )
     return fresh, Decision((StartEngine(incarnation),), f"engine starts as incarnation {incarnation}")
 
@@ -190,9 +199,9 @@ def _engine_ended(state: State, event: EngineEnded) -> tuple[State, Decision]:
             detected_unix_ns=event.unix_ns,
         )
     )
-    end = EndEngine(event.how, fence=False)  # its HTTP server may linger for seconds with its port open
     if state.leaving:
         gone = replace(state, running=0, hello=None, ready=False)
+        end = EndEngine(event.how, fence=False)
         return gone, Decision((report, end, Exit(f"left: {state.leaving}")), "engine ended while leaving")
     stable = event.now - state.started_at >= state.policy.stable_after_s
     restarts = 0 if stable else state.restarts
@@ -208,7 +217,7 @@ def _engine_ended(state: State, event: EngineEnded) -> tuple[State, Decision]:
         farewell=None,
     )
     return down, Decision(
-        (report, end, Publish(_registration(down)), WakeAt(down.restart_at)),
+        (report, Publish(_registration(down)), ClearAway(event.how), WakeAt(down.restart_at)),
         f"engine died ({event.how}); the next one starts in {wait:.1f} s",
     )
 
@@ -221,6 +230,8 @@ def _tick(state: State, event: Tick) -> tuple[State, Decision]:
         )
     if not state.running and not state.leaving and state.restart_at and event.now >= state.restart_at:
         return _start(state, event.now, event.incarnation)
+    if state.accusation is not None and event.now >= state.accuse_at:
+        return replace(state, accusation=None), Decision((Publish(state.accusation),), "nobody acted on the death yet")
     if state.farewell is not None:
         return state, Decision((Send(Ask()),), "are there requests left?")
     return state, Decision()
@@ -249,7 +260,7 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
         case Fault(suspicions=()):  # it left on a peer's word; a report without evidence would only delay the peer's
             return state, Decision(reason=_blame(message))
         case Fault():
-            return state, Decision((Publish(_report(state, message)),), _blame(message))
+            return _accuse(state, event.now, message)
         case EngineStatus():
             return _status(state, event.now, message)
     assert_never(message)
@@ -315,6 +326,8 @@ def _epoch_seen(state: State, event: EpochSeen) -> tuple[State, Decision]:
         return state, Decision(reason="an older epoch record came late")
     was_active, gave_up = state.active, before.preparing if before else None
     seen = replace(state, seen=event)
+    if state.accusation is not None and state.accusation.epoch < event.record.committed.epoch:
+        seen = replace(seen, accusation=None)
     if not seen.ready:
         return seen, Decision(reason="epoch noted; the engine is not ready")
     if was_active and not seen.active and _against_our_will(seen, event.record.committed):
@@ -442,16 +455,25 @@ def _ack(state: State, epoch: Epoch) -> Ack:
     return Ack(rank=state.rank, incarnation=state.running, epoch=epoch, prepared=True)
 
 
-def _report(state: State, fault: Fault) -> FaultReport:
-    return FaultReport(
+def _accuse(state: State, now: float, fault: Fault) -> tuple[State, Decision]:
+    untold = state.accusation.suspicions if state.accusation and state.accusation.epoch == fault.epoch else ()
+    report = FaultReport(
         reporter=state.rank,
         incarnation=state.running,
         epoch=fault.epoch,
         step=fault.step,
-        suspicions=fault.suspicions,
+        suspicions=(*untold, *(suspicion for suspicion in fault.suspicions if suspicion not in untold)),
         receive_wait_us=fault.receive_wait_us,
         detected_unix_ns=fault.detected_unix_ns,
     )
+    state = replace(state, accusation=None)
+    peers = state.seen.committed.peers if state.seen else ()
+    ahead = turn(report, peers=peers, host=state.identity.host)
+    if not ahead:
+        return state, Decision((Publish(report),), _blame(fault))
+    due = now + ahead * state.policy.accuse_turn_s
+    waiting = replace(state, accusation=report, accuse_at=due)
+    return waiting, Decision((WakeAt(due),), f"{_blame(fault)}; {ahead} others saw it and speak first")
 
 
 def _blame(fault: Fault) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CLEAR_AFTER_S = 0.3
+"""A recovery is over by then; finding and ending what a dead engine leaves takes ten milliseconds of a core or more."""
+
 
 class Engine:
     """One rank's engine over all its incarnations; at most one runs.
@@ -46,8 +51,12 @@ class Engine:
         self._control: ControlBlock | None = None
         self._incarnation: Incarnation = 0
         self._pidfds: list[int] = []
+        self._scheduler = -1
+        """Pidfd of the process that steps, −1 until it spoke."""
         self._tasks: list[asyncio.Task[None]] = []
         self._late: asyncio.TimerHandle | None = None
+        self._clearing: asyncio.Task[None] | None = None
+        self._ending = asyncio.Lock()
         self._outbox: asyncio.Queue[tuple[Incarnation, ToEngine]] = asyncio.Queue()
 
     async def open(self, heard: Callable[[Event], None]) -> None:
@@ -60,9 +69,10 @@ class Engine:
     async def close(self) -> None:
         """End what runs and stop listening."""
         await self.end(fence=True)
-        for task in self._tasks:
+        tasks = [*self._tasks, *((self._clearing,) if self._clearing else ())]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.__aexit__(None, None, None)
 
     async def start(self, incarnation: Incarnation) -> None:
@@ -81,6 +91,10 @@ class Engine:
 
     async def end(self, *, fence: bool) -> None:
         """End the process tree; return when none of it is left."""
+        async with self._ending:
+            await self._end(fence=fence)
+
+    async def _end(self, *, fence: bool) -> None:
         if self._control is not None and fence:
             self._control.fenced = True
         if self._late is not None:
@@ -92,6 +106,16 @@ class Engine:
         if self._control is not None:
             await asyncio.to_thread(Path(self._control.path).unlink, missing_ok=True)
             self._control = None
+
+    def clear_away(self) -> None:
+        """End what a dead engine left of its process tree, soon; return at once."""
+        self._clearing = asyncio.create_task(self._clear_away(self._incarnation))
+
+    async def _clear_away(self, incarnation: Incarnation) -> None:
+        await asyncio.sleep(_CLEAR_AFTER_S)
+        async with self._ending:
+            if incarnation == self._incarnation:
+                await self._end(fence=False)
 
     def send(self, message: ToEngine) -> None:
         """Send, in order; a message to an engine that is gone is dropped."""
@@ -114,7 +138,7 @@ class Engine:
             if message is None:
                 continue  # it hung up: its pidfd will say why
             if isinstance(message, Hello):
-                self._watch(message.pid, "its scheduler ended")
+                self._scheduler = self._watch(message.pid, "its scheduler ended")
             if isinstance(message, Ready) and self._late is not None:
                 self._late.cancel()
             if isinstance(message, Ready) and self._process is not None:
@@ -131,24 +155,29 @@ class Engine:
             except EngineGoneError as error:
                 log.info("rank %d: %s", self._rank, error)
 
-    def _watch(self, pid: int, meaning: str) -> None:
+    def _watch(self, pid: int, meaning: str) -> int:
+        """See the process end; its pidfd, −1 if it has ended already."""
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             self._ended(self._incarnation, meaning)
-            return
+            return -1
         self._pidfds.append(pidfd)
         asyncio.get_running_loop().add_reader(pidfd, self._ended, self._incarnation, meaning)
+        return pidfd
 
     def _unwatch(self) -> None:
         for pidfd in self._pidfds:
             asyncio.get_running_loop().remove_reader(pidfd)
             os.close(pidfd)
-        self._pidfds = []
+        self._pidfds, self._scheduler = [], -1
 
     def _ended(self, incarnation: Incarnation, how: str) -> None:
         if incarnation != self._incarnation or self._process is None:
             return
+        if self._scheduler >= 0:  # an engine without its server is none: its peers need not wait for it
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._scheduler, signal.SIGKILL)
         self._unwatch()
         self._heard(EngineEnded(asyncio.get_running_loop().time(), incarnation, how, time.time_ns()))
 

@@ -106,6 +106,13 @@ class EndEngine:
 
 
 @dataclass(frozen=True)
+class ClearAway:
+    """The engine died: end what is left of its process tree, once those that recover no longer need the processor."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Publish:
     """Put a record under this rank's key, on the lease."""
 
@@ -154,7 +161,9 @@ class Exit:
     reason: str
 
 
-Action: TypeAlias = StartEngine | EndEngine | Publish | Send | CallOff | Committed | RenewLease | WakeAt | Exit
+Action: TypeAlias = (
+    StartEngine | EndEngine | ClearAway | Publish | Send | CallOff | Committed | RenewLease | WakeAt | Exit
+)
 
 
 @dataclass(frozen=True)

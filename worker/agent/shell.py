@@ -15,6 +15,7 @@ from worker.agent.core import decide
 from worker.agent.events import (
     Begin,
     CallOff,
+    ClearAway,
     Committed,
     EndEngine,
     Exit,
@@ -61,6 +62,10 @@ class EngineHost(Protocol):
 
     async def end(self, *, fence: bool) -> None:
         """End the process tree; return when none of it is left."""
+        ...
+
+    def clear_away(self) -> None:
+        """End what a dead engine left of its process tree, soon; return at once."""
         ...
 
     def send(self, message: ToEngine) -> None:
@@ -162,12 +167,8 @@ class Agent:
 
     async def _perform(self, action: Action) -> None:
         match action:
-            case CallOff(epoch):
-                self._engine.call_off(epoch)
-            case Committed(epoch):
-                self._engine.committed(epoch)
-            case Send(message):
-                self._engine.send(message)
+            case CallOff() | Committed() | Send() | ClearAway():
+                self._tell_engine(action)
             case Publish(record):
                 self.publish(record)
             case StartEngine(incarnation):
@@ -181,6 +182,17 @@ class Agent:
             case Exit(reason):
                 await self._settle()
                 self._exit = reason
+
+    def _tell_engine(self, action: CallOff | Committed | Send | ClearAway) -> None:
+        match action:
+            case CallOff(epoch):
+                self._engine.call_off(epoch)
+            case Committed(epoch):
+                self._engine.committed(epoch)
+            case Send(message):
+                self._engine.send(message)
+            case ClearAway():
+                self._engine.clear_away()
 
     def _key(self, record: Published) -> str:
         match record:
