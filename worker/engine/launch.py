@@ -93,6 +93,7 @@ def command(config: EngineConfig) -> list[str]:
     if config.device == "cpu":
         parts += ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
         parts += ["--disable-cuda-graph", "--mem-fraction-static", "0.3"]
+        parts.append("--enable-mixed-chunk")  # who has tokens already gets one beside a prefill, not after it
     else:
         parts += ["--device", "cuda", "--moe-runner-backend", _runner(Path(config.settings.model_path))]
         # Prefills run eagerly, in rounds; a decode graph holds one round of at most max_tokens rows.
