@@ -122,19 +122,26 @@ class _MemberStream:
         Raises:
             UnavailableError: the member is hung, has ended the stream or lags behind the cluster.
         """
-        self._reading = asyncio.ensure_future(self._call.read())
-        while not self._reading.done():
-            await asyncio.wait({self._reading}, timeout=self._pulse.wait(self._loop.time()))
-            if not self._reading.done():
+        reading = self._reading or self._read()
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=self._pulse.wait(self._loop.time()))
+            if not reading.done():
                 await self._beat()
-        response = self._reading.result()
+        response = reading.result()
         if not isinstance(response, rpc.WatchResponse):
             raise self._left("it ended the watch")
         if response.events or response.created or response.canceled:
             self._pulse.heard(self._loop.time())
         elif not self._pulse.answered(self._loop.time(), behind=self._behind(response.header)):
             raise self._left("its data is older than what was seen before")
+        self._read()  # the next one comes in while this one is dealt with
         return response
+
+    def _read(self) -> asyncio.Future[Any]:
+        reading: asyncio.Future[Any] = asyncio.ensure_future(self._call.read())
+        self._reading = reading
+        reading.add_done_callback(_retrieved)
+        return reading
 
     def close(self) -> None:
         """End the call."""
@@ -170,6 +177,12 @@ class _MemberStream:
     def _left(self, why: str) -> UnavailableError:
         self._session.endpoints.leave(self._member, why)
         return UnavailableError(f"{self._member.address}: {why}")
+
+
+def _retrieved(reading: asyncio.Future[Any]) -> None:
+    """A stream that is closed does not ask how its last read ended."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _cancelled(session: Session, member: Endpoint, response: Any, metadata: Metadata, start: int) -> EtcdError:
