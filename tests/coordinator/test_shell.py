@@ -12,13 +12,15 @@ from controlplane.coordinator import shell
 from controlplane.coordinator.core import step
 from controlplane.coordinator.placing import LoadAwarePlanner
 from controlplane.coordinator.shell import Coordinator, Identity
+from controlplane.coordinator.state import Change, Kind, Observed
 from controlplane.etcd import EtcdClient, KeptLease, LoopClock, LoopLease
 from schemas.codec import decode, encode
 from schemas.config import EtcdConfig
 from schemas.keys import Keys
 from schemas.operations import Operation, OperationKind, OperationState, Recovery
 from schemas.policy import Spec
-from schemas.records import EpochRecord, ExpertLoad, Status
+from schemas.records import EpochRecord, ExpertLoad, FaultReport, Status, Suspicion
+from schemas.vocabulary import Evidence
 from tools.control_rig import BareRank
 from tools.simulation.etcd_model import EtcdModel
 
@@ -152,6 +154,31 @@ async def test_ranks_form_an_instance_lose_one_and_take_it_back(world):
     again = await world.members(0, 1, 2, 3)
     assert again.committed.members[2].incarnation == 2
     assert world.ranks[0].epochs == [1, lost.committed.epoch, again.committed.epoch]
+
+
+@pytest.mark.looptime
+async def test_a_death_that_is_told_while_another_one_is_decided_costs_no_epoch_of_its_own(world, monkeypatch):
+    replica = world.replica("a")
+    for rank in range(4):
+        world.rank(rank)
+    first = await world.members(0, 1, 2, 3)
+    suspicion = Suspicion(3, 1, Evidence.DEAD, "pidfd")
+    report = FaultReport(reporter=3, incarnation=1, epoch=1, suspicions=(suspicion,), detected_unix_ns=1)
+    told = []
+
+    def decided(known, event, **more):
+        outcome = step(known, event, **more)
+        if outcome.write is not None and not told:
+            told.append(Observed(event.now, (Change(Kind.REPORT, 3, report, 1_000_000),)))
+            asyncio.get_running_loop().call_soon(replica._post, told[0])
+        return outcome
+
+    await asyncio.sleep(3)
+    monkeypatch.setattr(shell, "step", decided)
+    await world.ranks[2].dies()
+    lost = await world.members(0, 1)
+    assert told
+    assert lost.committed.epoch == first.committed.epoch + 1
 
 
 async def test_a_loss_is_planned_for_before_it_happens(shared_etcd):
