@@ -29,13 +29,14 @@ def leader_only(snapshot: Snapshot, request: web.Request) -> None:
 
     Raises:
         aiohttp.web.HTTPTemporaryRedirect: 307, method and body kept.
-        NoLeaderError: nobody leads now.
+        NoLeaderError: nobody leads now, or this replica no more or not yet: a redirect would lead back here.
     """
     if snapshot.leading:
         return
-    if snapshot.leader is None or not snapshot.leader.admin_url:
+    leader = snapshot.leader
+    if leader is None or not leader.admin_url or leader.replica == snapshot.replica:
         raise NoLeaderError("No replica leads at this moment.", remedy="Repeat with the same Idempotency-Key.")
-    raise web.HTTPTemporaryRedirect(f"{snapshot.leader.admin_url.rstrip('/')}{request.path_qs}")
+    raise web.HTTPTemporaryRedirect(f"{leader.admin_url.rstrip('/')}{request.path_qs}")
 
 
 def accepted(operation: Operation, *, made: bool) -> web.Response:

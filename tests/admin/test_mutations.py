@@ -258,10 +258,12 @@ class TestFollower:
         assert [operation.reason for operation in await stored(instance)] == ["fan is loud"]
 
     async def test_while_nobody_leads_the_caller_is_asked_to_repeat(self, api, instance):
-        instance.change(leading=False, leader=None)
-        answer = await api.post(DRAIN, json=WHY)
-        await refused(answer, 503)
-        assert answer.headers["Retry-After"] == "1"
+        itself = LeaderRecord(replica="cp-1", admin_url=str(api.make_url("")))
+        for leader in (None, itself):  # the key of one that does not lead any more stands until its lease is over
+            instance.change(leading=False, leader=leader)
+            answer = await api.post(DRAIN, json=WHY)
+            await refused(answer, 503)
+            assert answer.headers["Retry-After"] == "1"
 
 
 class TestCancelAndRollback:
