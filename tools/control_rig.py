@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from controlplane.etcd import Etcd
+    from controlplane.etcd import Etcd, KeyValue
     from schemas.keys import Keys
     from schemas.vocabulary import Epoch, Rank
 
@@ -63,9 +63,13 @@ class BareRank:
             async for change in changes:
                 for event in change.events:
                     if event.item.value:
-                        self.record = decode(event.item.value, EpochRecord, key=event.key)
+                        self.record = self.read(event.item)
                         self.heard_unix_ns = time.time_ns()
                         await self.heard(self.record)
+
+    def read(self, item: KeyValue) -> EpochRecord:
+        """The record that a delivery holds."""
+        return decode(item.value, EpochRecord, key=item.key)
 
     async def heard(self, record: EpochRecord) -> None:
         """Do what the record asks of this rank."""

@@ -1,7 +1,8 @@
 """``tools/bench control``: how long the control plane takes from an event to the last worker's knowing, on real etcd.
 
 The control plane is two real processes; workers are simulated in this one: each has a registration, its own watch of
-the epoch and its acknowledgements, as the agent has. Clients are shared by ``WORKERS_PER_CLIENT`` of them.
+the epoch and its acknowledgements, as the agent has. Clients are shared by ``WORKERS_PER_CLIENT`` of them, and a record
+is decoded once for all: what agents do side by side on their hosts would be done here one after the other.
 "commit → last delivery" counts from the leader's decision, so it includes the transaction itself: an upper bound.
 """
 
@@ -34,6 +35,7 @@ from tools.etcd.local import LocalEtcd
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from controlplane.etcd import KeyValue
     from schemas.records import EpochRecord
 
 WORKERS_PER_CLIENT = 32
@@ -50,6 +52,8 @@ class Seen:
     records: dict[int, EpochRecord] = field(default_factory=dict)
     at: dict[int, dict[int, int]] = field(default_factory=dict)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    decoded: dict[int, EpochRecord] = field(default_factory=dict)
+    """Records by etcd's revision."""
 
     async def note(self, rank: int, record: EpochRecord) -> None:
         """A worker got a record."""
@@ -71,6 +75,13 @@ class Worker(BareRank):
     def __init__(self, etcd: EtcdClient, keys: Keys, rank: int, lease: int, seen: Seen) -> None:
         super().__init__(etcd, keys, rank, host=f"host{rank // 8}")
         self.lease, self._seen = lease, seen
+
+    def read(self, item: KeyValue) -> EpochRecord:
+        """The record, decoded by the first worker that gets it."""
+        decoded = self._seen.decoded
+        if item.mod_revision not in decoded:
+            decoded[item.mod_revision] = super().read(item)
+        return decoded[item.mod_revision]
 
     async def heard(self, record: EpochRecord) -> None:
         """Note the delivery, then acknowledge."""
