@@ -362,6 +362,7 @@ class Coordinator:
                     await self._arrived.wait()
             except TimeoutError:
                 self._turned()
+                self._measure()  # that etcd is away brings no event
 
     @property
     def _present(self) -> State:
@@ -457,6 +458,9 @@ class Coordinator:
             for change in event.changes:
                 if change.kind is Kind.ACK and isinstance(change.value, Ack):
                     self._story.acknowledged(self._state, change.value, now=self._unix_ns())
+        self._measure()
+
+    def _measure(self) -> None:
         if self._metering:
             self._metering.show(self.view)
 

@@ -95,13 +95,16 @@ async def test_a_request_repeated_after_its_leader_was_killed_is_performed_once(
 
 async def test_while_etcd_is_away_the_api_shows_what_was_last_known_and_refuses_changes(keys, tmp_path):
     with LocalEtcd(members=1) as etcd:
-        async with running(tmp_path, etcd.endpoints[0], keys, replicas=1) as instance:
+        async with running(tmp_path, etcd.endpoints[0], keys, replicas=2) as instance:
             leader = await instance.leader()
             etcd.members[0].signal(signal.SIGSTOP)
-            page = await instance.until(lambda page: page.get("etcd_connected") is False)
+            page = await instance.until(lambda page: page.get("etcd_connected") is False, replica=leader)
             assert (page["members"], page["epoch"] > 0) == ([0, 1, 2, 3], True)
             async with instance.session.get(f"{leader.url}/readyz") as answer:
                 assert answer.status == 503
+            async with asyncio.timeout(5):  # to a follower nothing happens meanwhile
+                while any(["eep_etcd_connected 1.0" in await scraped(instance, it) for it in instance.replicas]):
+                    await asyncio.sleep(0.1)
             async with instance.session.post(f"{leader.url}/v1/ranks/3:cordon", json=DRAIN) as answer:
                 assert answer.status == 503
                 assert answer.headers["Retry-After"] == "1"
@@ -122,6 +125,11 @@ async def test_the_stream_tells_a_recovery_and_resumes_at_another_replica(one_et
         told = [await streamed(instance, replica, after=start) for replica in (first, second)]
         assert told[0] == told[1]
         assert told[0].index("report") < told[0].index("epoch") < len(told[0]) - told[0][::-1].index("recovery")
+
+
+async def scraped(instance, replica):
+    async with instance.session.get(f"{replica.url}/metrics") as answer:
+        return await answer.text()
 
 
 async def streamed(instance, replica, *, after):
