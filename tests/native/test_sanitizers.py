@@ -1,4 +1,4 @@
-"""The C++ tests: ranks as threads under the sanitizers, ranks as processes killed before each of their writes."""
+"""The C++ tests: ranks as threads and plans under sanitizers, ranks as processes killed before each write."""
 
 import os
 import shutil
@@ -62,6 +62,12 @@ def test_no_access_of_any_rank_races_or_strays(sanitize):
     # The portable kernels: a sanitizer does not look inside masked vector loads.
     output = run(build("threads", sanitize=sanitize), timeout_s=240, EEP_ISA="portable")
     assert "exclusion_is_told ok" in output
+
+
+@pytest.mark.timeout(900)
+def test_no_planning_kernel_strays_or_overflows():
+    output = run(build("planner", sanitize="address"), timeout_s=240)
+    assert output.count(" ok") == 4
 
 
 @pytest.mark.timeout(900)

@@ -1,14 +1,15 @@
 """The bounds that the benchmark divides by, against exhaustive search on instances small enough for it."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from scipy.optimize import linprog
 
 from controlplane.planner import Topology, imbalance, plan
+from schemas.placement import EMPTY
 from tests.planner.planner_cases import lognormal, zipf
-from tools.benchmarks.placement import baseline
+from tools.benchmarks.placement import baseline, budgeted
 from tools.benchmarks.placement.whole import whole_copies
 
 
@@ -84,3 +85,53 @@ def test_no_layer_is_less_even_than_eplb_would_make_it(ranks, slots, policy):
         ours = imbalance(plan(topology, load).placement, load, topology)
         # The routing weights resolve 0.03 %.
         assert (ours <= imbalance(other, load, topology) * 1.0005).all()
+
+
+def least_by_writes(held, load):
+    """By slots written beyond one for each orphan: max ÷ mean of the best of all placements that write no more."""
+    orphans = set(range(len(load))) - {expert for row in held for expert in row}
+    best = {}
+    for placed in product(list(combinations(range(len(load)), 2)), repeat=len(held)):
+        if len(set().union(*placed)) == len(load):
+            writes = sum(len(set(row) - set(kept)) for row, kept in zip(placed, held, strict=True)) - len(orphans)
+            best[writes] = min(best.get(writes, np.inf), split(load, placed))
+    mean = load.sum() / len(held)
+    return {limit: min(best[writes] for writes in best if writes <= limit) / mean for limit in sorted(best)}
+
+
+@pytest.mark.parametrize(
+    ("held", "experts"),
+    [
+        ([(0, 1), (0, 2), (1, 2)], 4),
+        ([(0, 1), (0, 2), (0, 3)], 5),
+        ([(0, 1), (0, 2), (3, 3)], 5),
+        ([(0, 1), (2, 3), (1, 2)], 5),
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_no_repair_beats_the_bound_that_knows_its_budget(held, experts, seed):
+    topology = Topology.uniform(ranks=len(held), slots=2)
+    live = plan(topology, np.ones((1, experts))).placement
+    slots = np.array([[[row[0], row[1] if row[1] != row[0] else EMPTY] for row in held]], dtype=np.uint16)
+    live = type(live)(slots=slots, weights=(slots != EMPTY).astype(np.uint16), n_experts=experts)
+    load = np.random.default_rng(seed).lognormal(0, 1.2, (1, experts))
+    least = least_by_writes([tuple({*row}) for row in held], load[0])
+    lowest = np.array([min(least.values())])
+    for budget, pressure in least.items():
+        bound = budgeted.with_budget(live, load, topology, budget=budget, lowest=lowest, highest=3.0)
+        assert bound["mean"] <= pressure + 1e-9
+        assert bound["worst"] <= pressure + 1e-9
+
+
+def test_the_bound_that_knows_its_budget_sees_that_an_orphan_takes_what_a_heavy_expert_needs():
+    # Both copies of the heavy one are needed and only they can make room: without a write more, one rank has it alone.
+    held = np.array([[[0, 1], [0, 2], [3, 4]]], dtype=np.uint16)
+    topology, load = Topology.uniform(ranks=3, slots=2), np.array([[1.6, 0.4, 0.4, 0.5, 0.5, 0.05]])
+    live = plan(topology, load).placement
+    live = type(live)(slots=held, weights=np.ones_like(held), n_experts=6)
+    lowest = whole_copies(load, topology)
+    none, one = (
+        budgeted.with_budget(live, load, topology, budget=budget, lowest=lowest, highest=2.0)["worst"]
+        for budget in (0, 1)
+    )
+    assert none > 1.04 * one

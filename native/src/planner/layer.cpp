@@ -201,12 +201,14 @@ double Layer::level(int expert) {
 // Block coordinate descent on the sum of load² / speed. Splits of loads over ranks form a base polytope, so its minimum
 // is lexicographically optimal and with it the worst pressure minimal (Fujishige 1980): the LP's optimum without an LP.
 // Only experts on ranks whose load has changed since they were levelled are looked at again.
-void Layer::settle(double tolerance) {
+long long Layer::settle(double tolerance) {
   if (tolerance * ideal_ < tolerance_)
     for (int e = 0; e < ranks_->experts; ++e) wake(e);
   tolerance_ = tolerance * ideal_;
   stride_ = kStride;
-  for (long long left = static_cast<long long>(kSweeps) * ranks_->experts; waiting_ > 0 && left > 0; --left) {
+  const long long most = static_cast<long long>(kSweeps) * ranks_->experts;
+  long long left = most;
+  for (; waiting_ > 0 && left > 0; --left) {
     const int expert = queue_[first_];
     first_ = (first_ + 1) % queue_.size();
     --waiting_;
@@ -221,6 +223,7 @@ void Layer::settle(double tolerance) {
     if (beyond > tolerance_) wake(expert);  // nobody else may come to wake it
   }
   stride_ = 1;
+  return most - left;
 }
 
 }  // namespace planner

@@ -58,8 +58,8 @@ class Layer {
   // The split of one expert that evens the pressures of its ranks. Returns how far over-relaxation went beyond that.
   double level(int expert);
   // Levels experts until nothing moves by more than `tolerance` of the ideal pressure: worst() is then the least that
-  // any split of the loads over these copies can give.
-  void settle(double tolerance);
+  // any split of the loads over these copies can give. Returns how many it levelled: what it cost, the same on any machine.
+  long long settle(double tolerance);
   void swap(int a, int b);          // exchanges the experts of two slots and levels both
   void bereave(const Ranks& survivors);  // what was on ranks that are not usable any more is gone
 

@@ -17,7 +17,6 @@ constexpr int kNoLimit = 1 << 28;
 constexpr int kRounds = 4;  // in which a budget is spent
 constexpr int kThorough = 40;  // patience where an expert split in two takes a chain of changes before the worst rank gains
 constexpr int kQuick = 24;  // disturbances of a layer that show what more writes would gain it
-constexpr int kLong = 400;  // … once it has got them: its balance goes on falling with the logarithm of their number
 constexpr double kContingencyTolerance = 5e-3;  // hundreds of plans are made ahead; most are never used
 
 bool pinned(const Ranks& ranks, const Live& live, int layer, int rank, int expert) {
@@ -213,7 +212,7 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
     if (stages.fill) fill(layer, kNoLimit);
     return result;
   }
-  if (stages.budget > 0) refine(layer, stages.tolerance, kQuick);
+  if (stages.budget > 0 && !stages.relocate) refine(layer, stages.tolerance, kQuick);
   return result;
 }
 
@@ -253,9 +252,13 @@ Outcome evolve(const Ranks& ranks, const Live& live, const Stages& stages, Table
   if (bounded) {
     long long left = stages.budget;
     for (const Draft& d : drafts) left -= d.survived;
-    left = spend(drafts, stages, left, threads);
-    if (stages.relocate)  // a rebalance writes few slots, and the next one goes on from there
-      parallel(live.layers, threads, [&](int l) { refine(drafts[l].layer.front(), stages.tolerance, kLong); });
+    if (stages.relocate) {
+      std::vector<Layer*> layers;
+      for (Draft& d : drafts) layers.push_back(&d.layer.front());
+      left = auction(layers, left, stages.tolerance, threads);
+    } else {  // a rebalance writes few slots, and the next one goes on from there
+      left = spend(drafts, stages, left, threads);
+    }
     if (stages.fill)  // in layer order: what is left is too little to be worth sharing out
       for (Draft& d : drafts) left -= fill(d.layer.front(), static_cast<int>(left));
   }

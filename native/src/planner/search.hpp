@@ -58,6 +58,18 @@ void polish(Layer& layer, double tolerance);
 // often as `tries` says. Leaves the state with the lowest worst pressure.
 void refine(Layer& layer, double tolerance, int tries);
 
+struct Search {
+  int limit = 0;  // slots written at most
+  double tolerance = 1e-3;
+  long long work = 0;  // ends it: about so many experts levelled, the same on any machine
+};
+
+// Looks for the lowest worst pressure that `limit` slots written can give, by annealing. Last copies may move too.
+void anneal(Layer& layer, const Search& search);
+
+// Shares `budget` writes out among layers and spends them where they help. Returns what nothing could be done with.
+long long auction(const std::vector<Layer*>& layers, long long budget, double tolerance, int threads);
+
 // Whether an expert that leaves `slot` for `rank` is still in as many failure domains as before, up to the target.
 bool spreads(const Layer& layer, int expert, int slot, int rank);
 
