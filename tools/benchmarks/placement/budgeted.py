@@ -29,6 +29,8 @@ STEP = 0.01
 """Between the pressures looked at, as a share of the lowest."""
 SLOTS = 2
 TINY = 1e-6
+NOWHERE = -1
+"""Instead of a number of slots: the part does not fit even as it is."""
 NEVER = 10**6
 PRICES = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 80)])
 """Of one write, in mean loads: the bound on the mean is the best that one of them gives."""
@@ -87,14 +89,15 @@ def parts_of(held: npt.NDArray[np.intp]) -> tuple[list[Part], int]:
 
 
 def room_in(part: Part, load: npt.NDArray[np.float64], level: float, size: float) -> int:
-    """The most slots of the part that orphans of load ``size`` may take while its experts stay within it.
+    """The most slots of the part that orphans of load ``size`` may take while its experts stay within it; or NOWHERE.
 
     Writing over one end of a rank cuts the tree there, and each piece must fit in the ranks that remain to it. Of all
     ways to write j slots below an expert only the one that leaves its own piece the least load in excess matters.
     A part with a ring in it is given all it has to spare, which only lowers the bound.
     """
     if not part.is_tree or part.spare == 0:
-        return part.spare
+        count = len(part.ranks) + len(part.halves)
+        return part.spare if load[part.experts].sum() <= level * count * (1 + 1e-9) else NOWHERE
     joined: dict[int, list[int]] = {expert: [] for expert in part.experts}
     for one, other in part.ranks:
         joined[one].append(other)
@@ -120,7 +123,7 @@ def room_in(part: Part, load: npt.NDArray[np.float64], level: float, size: float
                 best = _joined(best, excess.pop(other), level, size)
         excess[expert] = best
     fits = np.flatnonzero(excess[order[0]] <= 1e-9 * level)
-    return int(fits.max(initial=0))
+    return int(fits.max(initial=NOWHERE))
 
 
 def _joined(
@@ -164,7 +167,7 @@ def _either(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt
 
 
 def writes_needed(
-    parts: list[Part], free: int, sizes: npt.NDArray[np.float64], loads: npt.NDArray[np.float64], level: float
+    parts: list[Part], free: int, sizes: npt.NDArray[np.float64], load: npt.NDArray[np.float64], level: float
 ) -> int:
     """Slots that must be written beyond one for each orphan, if no rank is to have more than ``level``.
 
@@ -172,31 +175,60 @@ def writes_needed(
         parts: of the layer.
         free: ranks that hold nothing.
         sizes: loads of the orphans, heaviest first.
-        loads: of all experts.
+        load: of all experts.
         level: pressure.
     """
-    worst = 0
-    for count in range(len(sizes), 0, -1):
-        size = float(sizes[count - 1]) if count < len(sizes) else 0.0
-        if count < len(sizes) and size < TINY:
-            continue
-        room = np.array([room_in(part, loads, level, size) for part in parts])
+    worst = _all_orphans(parts, free, sizes, load, level)
+    for count in range(1, len(sizes)):
+        size = float(sizes[count - 1])
+        if size < TINY:
+            break
+        room = np.array([room_in(part, load, level, size) for part in parts]).clip(0)
         each = SLOTS if SLOTS * size <= level else int(size <= level)
         short = count - each * free - int(room.sum())
         if short > 0:
-            worst = max(worst, _parts_for(short, parts, room, each, size))
+            ranks = np.array([len(part.ranks) + len(part.halves) for part in parts])
+            spare = np.array([part.spare for part in parts])
+            gains = np.append(np.minimum(spare + 1, each * ranks) - room, np.ones(short, dtype=np.intp)).clip(1)
+            worst = max(worst, _fewest(gains, short))
     return worst
 
 
-def _parts_for(short: int, parts: list[Part], room: npt.NDArray[np.intp], each: int, size: float) -> int:
-    """Writes by which the parts can be made to take that many orphans more."""
-    spare = np.array([part.spare for part in parts])
-    if size > 0:
-        ranks = np.array([len(part.ranks) + len(part.halves) for part in parts])
-        gains = np.maximum(np.minimum(spare + 1, each * ranks) - room, 0)
-        gains = np.append(np.maximum(gains, 1), np.ones(short, dtype=np.intp))
-    else:
-        gains = spare - room
+def _all_orphans(
+    parts: list[Part], free: int, sizes: npt.NDArray[np.float64], load: npt.NDArray[np.float64], level: float
+) -> int:
+    """As above, with every orphan taken to be of no load.
+
+    Here each write has to be held as well. Experts with fewer copies than their load asks for are written as often as
+    that, which gives their parts nothing more to spare; a part that does not fit as it is must be written to.
+    """
+    room = np.array([room_in(part, load, level, 0.0) for part in parts])
+    lacking = np.array([_lacking(part, load, level) for part in parts])
+    again = int((_copies(sizes, level) - 1).sum())
+    gains = np.array([part.spare for part in parts]) - room.clip(0)
+    forced = room == NOWHERE
+    short = len(sizes) + again + int(lacking.sum()) - SLOTS * free - int(room.clip(0).sum() + gains[forced].sum())
+    return again + int(np.maximum(lacking[forced], 1).sum()) + _fewest(gains[~forced], short)
+
+
+def _copies(load: npt.NDArray[np.float64], level: float) -> npt.NDArray[np.intp]:
+    copies: npt.NDArray[np.intp] = np.maximum(1, np.ceil(load / level - 1e-9)).astype(np.intp)
+    return copies
+
+
+def _lacking(part: Part, load: npt.NDArray[np.float64], level: float) -> int:
+    """Copies that its experts have too few, each by itself."""
+    wanted = _copies(load[part.experts], level)
+    if wanted.max() == 1:
+        return 0
+    held = [sum(expert in pair for pair in part.ranks) + part.halves.count(expert) for expert in part.experts]
+    return int(np.maximum(0, wanted - np.array(held)).sum())
+
+
+def _fewest(gains: npt.NDArray[np.intp], short: int) -> int:
+    """How many of the gains make up for what is short."""
+    if short <= 0:
+        return 0
     reached = np.flatnonzero(np.sort(gains)[::-1].cumsum() >= short)
     return int(reached[0]) + 1 if len(reached) else NEVER
 
