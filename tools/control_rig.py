@@ -12,7 +12,7 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from controlplane.etcd import Watch
+from controlplane.etcd import OutcomeUnknownError, UnavailableError, Watch
 from schemas.codec import decode, encode
 from schemas.records import Ack, AckPhase, EpochRecord, FaultReport, Registration, Suspicion
 from schemas.vocabulary import Evidence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SLOTS, LAYERS, EXPERTS = 4, 2, 8
 STOP_S = 20.0
+AGAIN_S = 0.02
 
 
 class BareRank:
@@ -55,7 +56,17 @@ class BareRank:
             checkpoint="c",
             ready=True,
         )
-        await self.etcd.put(self.keys.rank(self.rank), encode(registration), lease=self.lease)
+        await self._publish(self.keys.rank(self.rank), encode(registration))
+
+    async def _publish(self, key: str, value: bytes) -> None:
+        """Write until it stands, as an agent does: a write says all there is to say, so repeating it is harmless."""
+        while True:
+            try:
+                await self.etcd.put(key, value, lease=self.lease)
+            except (UnavailableError, OutcomeUnknownError):
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
 
     async def follow(self) -> None:
         """Hear every epoch record, for ever."""
@@ -93,7 +104,7 @@ class BareRank:
             started_unix_ns=self.heard_unix_ns,
             finished_unix_ns=time.time_ns(),
         )
-        await self.etcd.put(self.keys.ack(epoch, self.rank), encode(ack), lease=self.lease)
+        await self._publish(self.keys.ack(epoch, self.rank), encode(ack))
 
     async def report(self, accused: Rank, *, incarnation: int = 1, evidence: Evidence = Evidence.DEAD) -> int:
         """Accuse a rank, oneself included; the moment just before it was sent, unix ns."""
