@@ -33,6 +33,7 @@ from worker.agent.events import (
     EngineEnded,
     EpochSeen,
     Exit,
+    FenceEngine,
     Heard,
     LeaseGone,
     Leave,
@@ -200,14 +201,15 @@ def test_an_engine_of_an_earlier_incarnation_ends_without_consequence():
 def test_exclusion_fences_the_engine_before_it_ends_and_the_rank_comes_back():
     state, actions = follow(up(), seen(version(2, 3, cut=Cut.ABORT), now=9.0))
     gone = Registration(rank=1, incarnation=0, host="a", serve_url="http://r1")
-    assert actions == [EndEngine("excluded by epoch 2: why", fence=True), Publish(gone), WakeAt(9.0)]
-    assert follow(state, Tick(9.0, 8))[1] == [StartEngine(8)]
+    why = "excluded by epoch 2: why"
+    assert actions == [FenceEngine(why), Publish(gone), ClearAway(why), WakeAt(9.5)]
+    assert follow(state, Tick(9.5, 8))[1] == [StartEngine(8)]
 
 
 def test_an_exclusion_that_was_missed_while_etcd_was_away_is_one_all_the_same():
     """The abort that excluded us was followed by a planned epoch, and only that one is seen."""
     _, actions = follow(up(), seen(version(3, 3, 0, 9), now=9.0))
-    assert EndEngine("excluded by epoch 3: why", fence=True) in actions
+    assert FenceEngine("excluded by epoch 3: why") in actions
 
 
 def let_go():

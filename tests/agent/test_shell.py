@@ -62,6 +62,9 @@ class ScriptedEngine:
     async def end(self, *, fence):
         self.ended.append((self.incarnation, fence))
 
+    def fence(self):
+        self.ended.append((self.incarnation, True))
+
     def clear_away(self):
         self.ended.append((self.incarnation, False))
 

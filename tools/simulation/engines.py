@@ -98,6 +98,10 @@ class Engine:
         del fence
         self._die()
 
+    def fence(self) -> None:
+        """Gone at once."""
+        self._die()
+
     def clear_away(self) -> None:
         """What it left does nothing any more."""
         self._die()

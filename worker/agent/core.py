@@ -42,6 +42,7 @@ from worker.agent.events import (
     EngineEnded,
     EpochSeen,
     Exit,
+    FenceEngine,
     Heard,
     LeaseGone,
     Leave,
@@ -358,8 +359,14 @@ def _against_our_will(state: State, version: EpochVersion) -> bool:
 def _excluded(state: State, event: EpochSeen) -> tuple[State, Decision]:
     """The others go on without us: whatever we still do must not reach them (invariant 6), and we come back anew."""
     reason = f"excluded by epoch {event.record.committed.epoch}: {event.record.committed.reason}"
-    down = replace(state, running=0, hello=None, ready=False, activated=0, farewell=None, restart_at=event.now)
-    actions: tuple[Action, ...] = (EndEngine(reason, fence=True), Publish(_registration(down)), WakeAt(event.now))
+    again = event.now + state.policy.first_backoff_s
+    down = replace(state, running=0, hello=None, ready=False, activated=0, farewell=None, restart_at=again)
+    actions: tuple[Action, ...] = (
+        FenceEngine(reason),
+        Publish(_registration(down)),
+        ClearAway(reason),
+        WakeAt(again),
+    )
     if state.leaving:
         actions = (EndEngine(reason, fence=True), Exit(reason))
     return down, Decision(actions, reason)

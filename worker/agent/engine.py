@@ -95,8 +95,8 @@ class Engine:
             await self._end(fence=fence)
 
     async def _end(self, *, fence: bool) -> None:
-        if self._control is not None and fence:
-            self._control.fenced = True
+        if fence:
+            self.fence()
         if self._late is not None:
             self._late.cancel()
         self._unwatch()
@@ -106,6 +106,14 @@ class Engine:
         if self._control is not None:
             await asyncio.to_thread(Path(self._control.path).unlink, missing_ok=True)
             self._control = None
+
+    def fence(self) -> None:
+        """Let the engine write to nobody any more, and kill the process that steps; return at once."""
+        if self._control is not None:
+            self._control.fenced = True
+        if self._scheduler >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._scheduler, signal.SIGKILL)
 
     def clear_away(self) -> None:
         """End what a dead engine left of its process tree, soon; return at once."""
@@ -175,9 +183,7 @@ class Engine:
     def _ended(self, incarnation: Incarnation, how: str) -> None:
         if incarnation != self._incarnation or self._process is None:
             return
-        if self._scheduler >= 0:  # an engine without its server is none: its peers need not wait for it
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._scheduler, signal.SIGKILL)
+        self.fence()  # an engine without its server is none: its peers need not wait for it
         self._unwatch()
         self._heard(EngineEnded(asyncio.get_running_loop().time(), incarnation, how, time.time_ns()))
 

@@ -106,8 +106,15 @@ class EndEngine:
 
 
 @dataclass(frozen=True)
+class FenceEngine:
+    """Make the engine's data plane stop writing to anyone, and kill the process that steps, now."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class ClearAway:
-    """The engine died: end what is left of its process tree, once those that recover no longer need the processor."""
+    """The engine is dead: end what is left of its process tree, once those that recover do not need the processor."""
 
     reason: str
 
@@ -162,7 +169,17 @@ class Exit:
 
 
 Action: TypeAlias = (
-    StartEngine | EndEngine | ClearAway | Publish | Send | CallOff | Committed | RenewLease | WakeAt | Exit
+    StartEngine
+    | EndEngine
+    | FenceEngine
+    | ClearAway
+    | Publish
+    | Send
+    | CallOff
+    | Committed
+    | RenewLease
+    | WakeAt
+    | Exit
 )
 
 

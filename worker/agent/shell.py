@@ -19,6 +19,7 @@ from worker.agent.events import (
     Committed,
     EndEngine,
     Exit,
+    FenceEngine,
     Heard,
     LeaseGone,
     Leave,
@@ -62,6 +63,10 @@ class EngineHost(Protocol):
 
     async def end(self, *, fence: bool) -> None:
         """End the process tree; return when none of it is left."""
+        ...
+
+    def fence(self) -> None:
+        """Let the engine write to nobody any more, and kill the process that steps; return at once."""
         ...
 
     def clear_away(self) -> None:
@@ -167,7 +172,7 @@ class Agent:
 
     async def _perform(self, action: Action) -> None:
         match action:
-            case CallOff() | Committed() | Send() | ClearAway():
+            case CallOff() | Committed() | Send() | FenceEngine() | ClearAway():
                 self._tell_engine(action)
             case Publish(record):
                 self.publish(record)
@@ -183,7 +188,7 @@ class Agent:
                 await self._settle()
                 self._exit = reason
 
-    def _tell_engine(self, action: CallOff | Committed | Send | ClearAway) -> None:
+    def _tell_engine(self, action: CallOff | Committed | Send | FenceEngine | ClearAway) -> None:
         match action:
             case CallOff(epoch):
                 self._engine.call_off(epoch)
@@ -191,6 +196,8 @@ class Agent:
                 self._engine.committed(epoch)
             case Send(message):
                 self._engine.send(message)
+            case FenceEngine():
+                self._engine.fence()
             case ClearAway():
                 self._engine.clear_away()
 
