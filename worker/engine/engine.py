@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import zmq
 
 from native import _native
 from schemas.messages import EngineStatus, Hello
-from worker.engine import seams
+from worker.engine import pages, seams
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.control import Control
 from worker.engine.device import device_of
@@ -234,6 +235,8 @@ class Engine:
         sys.setswitchinterval(_SWITCH_S)
         gc.collect()
         gc.freeze()  # the model and SGLang's modules stay; a collection that walks them is a gap in everybody's stream
+        began = time.monotonic()
+        log.info("%d MiB in large pages after %.0f ms", pages.collapse() >> 20, (time.monotonic() - began) * 1e3)
 
     def _status(self, group: DataPlane, membership: Membership, control: _native.ControlBlock) -> EngineStatus:
         scheduler = self._scheduler
