@@ -24,8 +24,8 @@ from tools.benchmarks.placement.timing import times
 from tools.benchmarks.placement.transfers import SHAPES as LOSSES
 from tools.benchmarks.placement.transfers import transfers
 
-MINUTES = 20
-"""After which the benchmark gives up. A full run takes four to six on two cores."""
+MINUTES = 60
+"""After which the benchmark gives up. A full run takes half an hour of processor time, most of it to spend budgets."""
 
 
 def measure(*, seed: int, quick: bool) -> dict[str, Any]:
