@@ -1,4 +1,4 @@
-"""Puts what a process holds into large pages, so that the kernel tears it down in a tenth of the time when it dies.
+"""Puts what a process holds into large pages: of those the kernel has far fewer to give back when the process dies.
 
 A dead rank's memory is given back on the cores that the survivors recover on. What malloc hands out is in large pages
 already (``GLIBC_TUNABLES``); what Python takes for itself is not, and that is half of an engine's memory.
