@@ -206,6 +206,7 @@ def main(argv: list[str]) -> int:
     print(f"cost {found['cost']:.1%} (90 % interval {low:.1%} … {high:.1%})")
     print(f"whole {found['whole']}, bare {found['bare']}")
     if options.json:
-        told = {**provenance("tools/bench steady"), "ranks": options.ranks, "model": options.model.name, **found}
+        made = provenance(f"tools/bench steady --pairs {options.pairs}")
+        told = {**made, "ranks": options.ranks, "model": options.model.name, **found}
         options.json.write_text(json.dumps(told, indent=2) + "\n")
     return 0
