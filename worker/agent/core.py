@@ -72,7 +72,7 @@ class Policy:
     drain_poll_s: float = 0.2
     """How often a rank that is to go looks whether its requests have ended."""
     accuse_turn_s: float = 0.004
-    """How long each witness of a death leaves the word to the one before: about as long as an epoch takes to come."""
+    """How long each witness of a death leaves the word to the one before, which needs about that long to be heard."""
 
 
 @dataclass(frozen=True)
