@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from native.cuda.module import module
@@ -35,11 +36,17 @@ class Partition:
 
         if green:
             with suppress(module().CudaError):
-                owner = module().Partition(device=device, parts=parts)
+                owner = _green(device, parts)
                 return cls(list(owner.streams), int(owner.multiprocessors), "green contexts", owner)
         streams = [torch.cuda.Stream(device) for _ in range(parts)]
         blocks = torch.cuda.get_device_properties(device).multi_processor_count // parts
         return cls([stream.cuda_stream for stream in streams], blocks, "plain streams", streams)
+
+
+@cache
+def _green(device: int, parts: int) -> Any:
+    """Kept for the life of the process: captured graphs name these contexts, and may outlive their ranks."""
+    return module().Partition(device=device, parts=parts)
 
 
 def link_all(groups: Sequence[CudaGroup]) -> None:

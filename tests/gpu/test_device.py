@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(60)]
 
 SUSPECT, ABORTED, FENCED = 1, 2, 4
 SILENT, DEAD, GOSSIP = 2, 1, 4

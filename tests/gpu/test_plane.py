@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(60)]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> int:
         "--plain-streams", action="store_true", help="no green contexts: one stream a rank on the whole device"
     )
     options = parser.parse_args(argv)
+    # Before the first call of CUDA: streams on one hardware queue wait for each other, which ranks must not.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
     from native import cuda  # noqa: PLC0415  # heavy, and absent where no CUDA compiler was
 
@@ -39,17 +42,28 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("tools/bench gpu: no CUDA device here, or native._cuda is not built; nothing was measured\n")
         return 69
     report = measure(options)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return 1 if any("failed" in part for part in report.values() if isinstance(part, dict)) else 0
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the parts; a part that fails is reported as such and the others still run."""
+    """Run the parts; a part that fails is reported as such and the others still run.
+
+    The file has whatever is known as soon as it is known: a lease may end in the middle.
+    """
     from tools.benchmarks.device import change, machine, sweep  # noqa: PLC0415  # torch with CUDA
 
     ceiling = machine.copy_bandwidth()
     report: dict[str, Any] = {"machine": machine.describe(), "copy_bandwidth_gb_s": ceiling / 1e9}
+
+    def save() -> None:
+        if options.json is not None:
+            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    def rows(so_far: list[dict[str, Any]]) -> None:
+        report["sweep"] = so_far
+        save()
+
+    save()
     print(f"{report['machine']['device']}: device-to-device copy {ceiling / 1e9:.0f} GB/s", flush=True)
     parts: dict[str, Callable[[], Any]] = {
         "swaps": change.swaps,
@@ -57,7 +71,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "fault_word": change.fault_word,
         "link_repair": change.link_repair,
         "sweep": lambda: sweep.run(
-            seconds=options.seconds, repeats=options.repeats, green=not options.plain_streams, ceiling=ceiling
+            seconds=options.seconds,
+            repeats=options.repeats,
+            green=not options.plain_streams,
+            ceiling=ceiling,
+            on_rows=rows,
         ),
     }
     for name, part in parts.items():
@@ -67,8 +85,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         try:
             report[name] = part()
         except Exception as error:  # noqa: BLE001  # one part's failure is a result; the lease is too dear to stop at it
-            report[name] = {"failed": f"{type(error).__name__}: {error}"}
+            report[name] = {"failed": f"{type(error).__name__}: {error}", "before": report.get(name)}
+        save()
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-        if name != "sweep":
+        if name != "sweep" or isinstance(report[name], dict):
             print(json.dumps(report[name], indent=1), flush=True)
     return report

@@ -29,8 +29,18 @@ __global__ void beat_kernel(const __grid_constant__ Params p) { beat(Thread{}, p
 
 __global__ void fault_probe_kernel(const __grid_constant__ Params p) { fault_probe(Thread{}, p); }
 
+/// Asking for attributes loads a kernel. One that is loaded at its first launch may wait for the device: for a kernel that spins until
+/// that very launch has run, or in the middle of a capture.
+template <class Kernel>
+cudaError_t load(Kernel kernel) {
+  cudaFuncAttributes loaded{};
+  return cudaFuncGetAttributes(&loaded, reinterpret_cast<const void*>(kernel));
+}
+
 template <class Kernel>
 cudaError_t allow_shared(Kernel kernel, u32 bytes) {
+  const cudaError_t result = load(kernel);
+  if (result != cudaSuccess) return result;
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
@@ -47,14 +57,9 @@ cudaError_t prepare_kernels(u32 shared_bytes_limit) {
   const cudaError_t results[] = {
       allow_shared(dispatch_kernel<true, Wire::kBf16>, shared_bytes_limit), allow_shared(dispatch_kernel<true, Wire::kFp8>, shared_bytes_limit),
       allow_shared(dispatch_kernel<false, Wire::kBf16>, shared_bytes_limit), allow_shared(dispatch_kernel<false, Wire::kFp8>, shared_bytes_limit),
-      allow_shared(combine_kernel<true>, shared_bytes_limit), allow_shared(combine_kernel<false>, shared_bytes_limit)};
+      allow_shared(combine_kernel<true>, shared_bytes_limit), allow_shared(combine_kernel<false>, shared_bytes_limit),
+      load(sync_kernel), load(cross_kernel), load(beat_kernel), load(fault_probe_kernel)};
   for (const cudaError_t result : results) {
-    if (result != cudaSuccess) return result;
-  }
-  // Asking loads them: a kernel that is loaded at its first launch would be loaded in the middle of a capture.
-  cudaFuncAttributes loaded{};
-  for (void (*kernel)(const Params) : {sync_kernel, cross_kernel, beat_kernel, fault_probe_kernel}) {
-    const cudaError_t result = cudaFuncGetAttributes(&loaded, reinterpret_cast<const void*>(kernel));
     if (result != cudaSuccess) return result;
   }
   return cudaSuccess;

@@ -230,6 +230,7 @@ void DeviceRank::activate_at(u32 epoch, u64 at_step) {
 u64 DeviceRank::running_epoch() const { return read(page_->running_epoch); }
 
 void DeviceRank::set_limits(u64 silence_ns, u64 hard_ns, u64 min_polls) {
+  use_device();
   const Limits limits{silence_ns, hard_ns, min_polls};
   check(cudaMemcpyAsync(limits_.data(), &limits, sizeof limits, cudaMemcpyHostToDevice, control_), "change the deadlines");
   check(cudaStreamSynchronize(control_), "change the deadlines");

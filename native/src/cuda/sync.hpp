@@ -9,8 +9,10 @@ namespace eep::gpu {
 EEP_DEVICE void choose_table(const Params& p, Context& c) {
   for (u32 i = 0; i < 2; ++i) {
     const u64 step = load_acquire_system(&p.page->activate_step[i]);
-    if (step == kNeverStep || step > c.forwards || p.tables[i].epoch <= c.epoch) continue;
-    c.epoch = p.tables[i].epoch;
+    if (step == kNeverStep || step > c.forwards) continue;
+    const u32 epoch = load_relaxed(&p.tables[i].epoch);  // past this multiprocessor's cache: it may be older than the step that was just read
+    if (epoch <= c.epoch) continue;
+    c.epoch = epoch;
     store_relaxed(&c.table, i);  // a heartbeat may look meanwhile
     c.round = 0;
     c.sync = 0;
@@ -24,7 +26,7 @@ EEP_DEVICE void choose_table(const Params& p, Context& c) {
       store_relaxed(&c.arrived[w], 0);
     }
   }
-  if (p.tables[c.table].member == 0) or_relaxed(&c.poison, kPoisonFenced);
+  if (load_relaxed(&p.tables[c.table].member) == 0) or_relaxed(&c.poison, kPoisonFenced);
   if (load_relaxed_system(&p.page->fenced) != 0) or_relaxed(&c.poison, kPoisonFenced);
   if (load_acquire_system(&p.page->abort_epoch) > c.epoch) or_relaxed(&c.poison, kPoisonAborted);
   store_relaxed_system(&p.page->running_epoch, c.epoch);
@@ -65,7 +67,9 @@ EEP_DEVICE bool may_flip(const Params& p, const View& v) {
     committed = committed || p.page->rows[rank].committed > v.epoch;
   }
   const TableHeader& next = p.tables[1 - v.table];
-  return committed && next.epoch == v.epoch + 1 && next.linked != 0;
+  // Not from this multiprocessor's cache: the view read this line before the wait, and the table may have been staged since. All ranks must
+  // decide alike.
+  return committed && load_relaxed(&next.epoch) == v.epoch + 1 && load_relaxed(&next.linked) != 0;
 }
 
 /// Exchanges rows once under the epoch of `v`.

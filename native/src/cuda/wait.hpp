@@ -18,8 +18,9 @@ struct View {
 };
 
 /// Reads the step context; for one thread. Both tables' masks are read beside it, and the choice is made when all have come: the dependent second
-/// trip to memory is what a table switch would otherwise cost every launch. (The model reads only the chosen one: the host may be
-/// writing the other.)
+/// trip to memory is what a table switch would otherwise cost every launch. Relaxed, because a sync reads them again after it has waited, and an
+/// ordinary load may then show what the first one left in the multiprocessor's cache. (The model reads only the chosen one: the host may
+/// be writing the other.)
 template <bool kElastic>
 EEP_DEVICE View read_view(const Params& p) {
   View v;
@@ -29,8 +30,8 @@ EEP_DEVICE View read_view(const Params& p) {
   if constexpr (kElastic) {
 #pragma unroll
     for (u32 w = 0; w < kMaskWords; ++w) {
-      both[0][w] = p.tables[0].active[w];
-      both[1][w] = p.tables[1].active[w];
+      both[0][w] = load_relaxed(&p.tables[0].active[w]);
+      both[1][w] = load_relaxed(&p.tables[1].active[w]);
     }
   }
 #endif

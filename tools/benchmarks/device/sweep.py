@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from native.cuda import Layout, Wire
-from tools.virtual_ranks import Rig, Sizes
+from tools.virtual_ranks import OK, Rig, Sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROUNDS: Final = 20
 """Rounds in one graph: the skew of launching rank after rank is spread over so many."""
@@ -53,6 +53,8 @@ class Bench:
         for group, stream in zip(rig.groups, rig.streams, strict=True):
             group.enqueue_sync(stream=stream)  # takes the table: the fixed build needs its epoch too
         torch.cuda.synchronize()
+        if stuck := [group.rank for group in rig.groups if group.status != OK]:
+            raise RuntimeError(f"ranks {stuck} did not meet in a sync: their kernels do not run side by side")
         self.graphs = {rank: rig.capture(rank, partial(self._rounds, rank)) for rank in range(rig.sizes.ranks)}
 
     def _rounds(self, rank: int) -> None:
@@ -148,6 +150,8 @@ def measure(case: Case, *, repeats: int, green: bool, ceiling: float) -> dict[st
         lost = sum(group.counters()["rounds_lost"] for group in elastic.groups)
         agree = all(bool((x.out == y.out).all()) for x, y in zip(a.batches, b.batches, strict=True))
         bytes_ = moved_bytes(sizes, a.batches)
+        if lost:
+            raise RuntimeError(f"{lost} rounds were lost to suspicion: times of rounds that did nothing mean nothing")
     middle = {name: statistics.median(values) for name, values in graph.items()}
     return {
         "tokens": case.tokens,
@@ -166,7 +170,6 @@ def measure(case: Case, *, repeats: int, green: bool, ceiling: float) -> dict[st
         "eager_ratio": _total(eager["elastic"]) / _total(eager["fixed"]),
         "moved_bytes": bytes_,
         "share_of_copy_bandwidth": bytes_ / (middle["elastic"] * 1e-6) / ceiling,
-        "rounds_lost": lost,
         "outputs_agree": agree,
     }
 
@@ -183,8 +186,10 @@ def _spread(top: list[float], bottom: list[float]) -> float:
     return abs(first - second) / 2
 
 
-def run(*, seconds: float, repeats: int, green: bool, ceiling: float) -> list[dict[str, Any]]:
-    """Every case that fits the time."""
+def run(
+    *, seconds: float, repeats: int, green: bool, ceiling: float, on_rows: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
+    """Every case that fits the time; ``on_rows`` gets all rows so far after each."""
     end, rows = time.monotonic() + seconds, []
     for case in cases():
         if time.monotonic() > end:
@@ -197,6 +202,7 @@ def run(*, seconds: float, repeats: int, green: bool, ceiling: float) -> list[di
             print(f"green contexts cannot be used here ({error}); going on with plain streams", flush=True)
             green = False
             rows.append(measure(case, repeats=repeats, green=green, ceiling=ceiling))
+        on_rows(rows)
         r = rows[-1]
         print(
             f"{r['tokens']:4d} × {r['hidden']:5d} {r['wire']:8s} {r['ranks']} ranks: "
