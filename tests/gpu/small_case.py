@@ -16,6 +16,7 @@ for wire in Wire:
         with Rig(sizes=sizes, blocks=6, timeout_s=60.0, hard_timeout_s=120.0) as world:
             world.enter_epoch(1, [0])
             factors, batch = world.factors(0), world.batch()
+            world.synchronize()  # inputs come from torch's stream, for which the ranks' streams do not wait
             world.groups[0].enqueue_sync(stream=world.streams[0])
             for layer in range(2):
                 world.run_round(0, layer, batch, factors)

@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("tools/bench gpu: no CUDA device here, or native._cuda is not built; nothing was measured\n")
         return 69
     report = measure(options)
-    return 1 if any("failed" in part for part in report.values() if isinstance(part, dict)) else 0
+    results = [report[name] for name in options.parts] + report.get("sweep", [])
+    return 1 if any("failed" in result for result in results) else 0
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

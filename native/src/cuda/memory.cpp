@@ -153,6 +153,8 @@ PinnedMemory::PinnedMemory(u64 bytes) : bytes_(bytes) {
 PinnedMemory::~PinnedMemory() { cudaFreeHost(data_); }
 
 Partition::Partition(int device, u32 parts) {
+  check(cudaSetDevice(device), "choose the device");
+  check(cudaFree(nullptr), "start the device");  // green contexts share the primary context: it is there first, and stays
   const Driver& d = driver();
   CUdevResource whole{};
   check(d.device_resource(device, &whole, CU_DEV_RESOURCE_TYPE_SM), "ask for the device's multiprocessors");

@@ -148,7 +148,9 @@ EEP_DEVICE void note_wait(const Params& p, u32 source, u64 waited_ns) {
   store_relaxed(&p.waits[source], before + (static_cast<float>(waited_ns) * 1e-3F - before) / 16.0F);
 }
 
-constexpr u32 kPollsPerLook = 64;
+/// A look goes over the bus and takes as long as twenty polls, in which a tag that comes is not seen: it must be rarer than the waits of a
+/// healthy round are long. Some 0.1 ms on a Hopper device: what the host says is heeded within that.
+constexpr u32 kPollsPerLook = 256;
 
 /// One thread's wait for one tag of one source. Returns whether it came; if not, the context says why.
 ///

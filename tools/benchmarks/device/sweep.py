@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,8 +16,10 @@ from tools.virtual_ranks import OK, Rig, Sizes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROUNDS: Final = 20
-"""Rounds in one graph: the skew of launching rank after rank is spread over so many."""
+ROUNDS: Final = 40
+"""Rounds in one graph, behind a sync."""
+GIVE_UP_AFTER: Final = 3
+"""Cases that fail one after another: an error of the device sticks."""
 EXPERTS: Final = 256
 TOPK: Final = 8
 
@@ -58,6 +60,7 @@ class Bench:
         self.graphs = {rank: rig.capture(rank, partial(self._rounds, rank)) for rank in range(rig.sizes.ranks)}
 
     def _rounds(self, rank: int) -> None:
+        self.rig.groups[rank].enqueue_sync(stream=self.rig.streams[rank])
         for _ in range(ROUNDS):
             self.dispatch(rank)
             self.combine(rank)
@@ -73,7 +76,11 @@ class Bench:
         self.rig.groups[rank].combine(self.outputs[rank], out, weighted=False, stream=self.rig.streams[rank])
 
     def graph_us(self) -> float:
-        """Microseconds of one round inside a graph: the slowest rank's."""
+        """Microseconds of one round inside a graph.
+
+        By the rank that was launched last: the others' clocks run while they wait for it in the sync. No rank begins a
+        round before it, and each round takes all of them. The sync's own time is spread over the rounds.
+        """
         marks = [self._events(2) for _ in self.rig.streams]
         for rank, stream in enumerate(self.rig.streams):
             with torch.cuda.stream(stream):
@@ -81,7 +88,7 @@ class Bench:
                 self.graphs[rank].replay()
                 marks[rank][1].record(stream)
         torch.cuda.synchronize()
-        return 1e3 * max(float(start.elapsed_time(end)) for start, end in marks) / ROUNDS
+        return 1e3 * min(float(start.elapsed_time(end)) for start, end in marks) / ROUNDS
 
     def eager_us(self) -> tuple[float, float]:
         """Microseconds of a dispatch and of a combine launched one by one: the rank's that waits least for launches."""
@@ -190,25 +197,30 @@ def run(
     *, seconds: float, repeats: int, green: bool, ceiling: float, on_rows: Callable[[list[dict[str, Any]]], None]
 ) -> list[dict[str, Any]]:
     """Every case that fits the time; ``on_rows`` gets all rows so far after each."""
-    end, rows = time.monotonic() + seconds, []
-    for case in cases():
-        if time.monotonic() > end:
-            break
+    end, rows, failures, left = time.monotonic() + seconds, [], 0, list(cases())
+    while left and time.monotonic() < end and failures < GIVE_UP_AFTER:
+        case = left.pop(0)
         try:
-            rows.append(measure(case, repeats=repeats, green=green, ceiling=ceiling))
+            row = measure(case, repeats=repeats, green=green, ceiling=ceiling)
         except RuntimeError as error:
-            if not green:
-                raise
-            print(f"green contexts cannot be used here ({error}); going on with plain streams", flush=True)
-            green = False
-            rows.append(measure(case, repeats=repeats, green=green, ceiling=ceiling))
+            where = "green contexts" if green else "plain streams"
+            row = asdict(case) | {"wire": case.wire.name.lower(), "partition": where, "failed": str(error)}
+            if green:  # without them it may still be measured, and so may the rest
+                green = False
+                left.insert(0, case)
+        failures = failures + 1 if "failed" in row else 0
+        rows.append(row)
         on_rows(rows)
-        r = rows[-1]
-        print(
-            f"{r['tokens']:4d} × {r['hidden']:5d} {r['wire']:8s} {r['ranks']} ranks: "
-            f"round {r['graph_round_us']['elastic']:7.1f} µs, "
-            f"elastic ÷ fixed {r['graph_ratio']:.3f} ± {r['graph_ratio_spread']:.3f}, "
-            f"{100 * r['share_of_copy_bandwidth']:.0f} % of copy bandwidth",
-            flush=True,
-        )
+        print(_line(case, row), flush=True)
     return rows
+
+
+def _line(case: Case, row: dict[str, Any]) -> str:
+    head = f"{case.tokens:4d} × {case.hidden:5d} {case.wire.name.lower():8s} {case.ranks} ranks, {row['partition']}: "
+    if "failed" in row:
+        return head + str(row["failed"])
+    return (
+        f"{head}round {row['graph_round_us']['elastic']:7.1f} µs, "
+        f"elastic ÷ fixed {row['graph_ratio']:.3f} ± {row['graph_ratio_spread']:.3f}, "
+        f"{100 * row['share_of_copy_bandwidth']:.0f} % of copy bandwidth"
+    )
