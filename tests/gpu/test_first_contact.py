@@ -191,6 +191,9 @@ def test_the_host_sees_a_fault_and_ends_a_wait_while_the_kernel_spins(device, re
 
 @pytest.mark.parametrize("green", [False, True])
 def test_a_captured_step_replays_and_is_timed_by_events(device, green, record_property):
+    # Also: two ranks of one process have two addresses for one inbox, and a row written by the one is read by the other
+    # while both kernels run. PTX calls for fence.proxy.alias between such addresses; we have none, because the tags'
+    # acquire and release go to the level-2 cache, which knows physical memory. Stale rows here would show it.
     import torch
 
     from tools.virtual_ranks import Rig, Sizes, relative_error

@@ -29,7 +29,6 @@ Driver load() {
   find(d.mem_export, "cuMemExportToShareableHandle");
   find(d.mem_import, "cuMemImportFromShareableHandle");
   find(d.mem_granularity, "cuMemGetAllocationGranularity");
-  find(d.device_attribute, "cuDeviceGetAttribute");
   find(d.device_resource, "cuDeviceGetDevResource");
   find(d.split_multiprocessors, "cuDevSmResourceSplitByCount");
   find(d.resource_descriptor, "cuDevResourceGenerateDesc");

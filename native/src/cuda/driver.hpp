@@ -30,7 +30,6 @@ struct Driver {
   decltype(&cuMemExportToShareableHandle) mem_export;
   decltype(&cuMemImportFromShareableHandle) mem_import;
   decltype(&cuMemGetAllocationGranularity) mem_granularity;
-  decltype(&cuDeviceGetAttribute) device_attribute;
   decltype(&cuDeviceGetDevResource) device_resource;
   decltype(&cuDevSmResourceSplitByCount) split_multiprocessors;
   decltype(&cuDevResourceGenerateDesc) resource_descriptor;

@@ -112,13 +112,4 @@ std::vector<Links::LinkPointer> Links::watched() const {
   return out;
 }
 
-void Links::clear() {
-  std::map<u32, LinkPointer> links;
-  std::vector<LinkPointer> held[2];
-  const std::lock_guard lock(mutex_);
-  links.swap(links_);
-  held[0].swap(held_[0]);
-  held[1].swap(held_[1]);
-}
-
 }  // namespace eep::gpu

@@ -58,7 +58,6 @@ class Links {
   bool is_dead(u32 peer) const;
   /// Every link whose process can be waited for and has not ended yet.
   std::vector<LinkPointer> watched() const;
-  void clear();
 
  private:
   const u32 rank_, max_ranks_;

@@ -81,9 +81,6 @@ EEP_DEVICE u64 or_relaxed(u64* p, u64 bits) {
 EEP_DEVICE u32 or_relaxed(u32* p, u32 bits) { return atomicOr(p, bits); }
 EEP_DEVICE void add_relaxed(float* p, float value) { atomicAdd(p, value); }
 EEP_DEVICE void add_relaxed(u64* p, u64 value) { atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value)); }
-EEP_DEVICE u64 or_relaxed_system(u64* p, u64 bits) {
-  return atomicOr_system(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(bits));
-}
 EEP_DEVICE u32 load_relaxed(const u32* p) {
   u32 value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
@@ -192,10 +189,6 @@ inline u64 or_relaxed(u64* p, u64 bits) { return __atomic_fetch_or(p, bits, __AT
 inline u32 or_relaxed(u32* p, u32 bits) { return __atomic_fetch_or(p, bits, __ATOMIC_RELAXED); }
 inline void add_relaxed(float* p, float value) { std::atomic_ref<float>(*p).fetch_add(value, std::memory_order_relaxed); }
 inline void add_relaxed(u64* p, u64 value) { __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
-inline u64 or_relaxed_system(u64* p, u64 bits) {
-  crash_point();
-  return __atomic_fetch_or(p, bits, __ATOMIC_RELAXED);
-}
 inline u32 load_relaxed(const u32* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 inline u64 load_relaxed(const u64* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 inline void store_relaxed(u32* p, u32 value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
