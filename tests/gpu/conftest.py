@@ -21,6 +21,7 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 RESULTS = os.environ.get("EEP_GPU_RESULTS")
 CONTEXT_BROKEN = 70
 """Exit status: an error of the device sticks to the process, nothing after it means anything."""
+TEARDOWN_S = 60
 
 
 @pytest.fixture
@@ -44,6 +45,12 @@ def device(request):
         torch.cuda.synchronize()  # a context that a test broke fails here, not in the next test
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node, call, report):
+    if RESULTS is not None:  # pytest has just disarmed the watchdog, and what a failed test left may hang
+        faulthandler.dump_traceback_later(TEARDOWN_S, exit=True)
 
 
 def _note(**line):
