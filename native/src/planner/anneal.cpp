@@ -12,7 +12,7 @@ namespace planner {
 
 namespace {
 
-constexpr double kHot = 0.4, kCold = 0.01;  // temperatures; 1 is the energy of a rank at the lowest worst pressure yet
+constexpr double kWarm = 0.4, kHot = 2, kCold = 0.01;  // temperatures; 1: the energy of a rank at the lowest worst pressure yet
 constexpr double kHopeless = 15;  // temperatures above the present energy: accepted once in three million times
 constexpr int kProposal = 30;     // what a change costs beside settling, in experts levelled; most of it is undoing it
 constexpr int kRefused = 3;       // … and a proposal that comes to no change
@@ -22,7 +22,8 @@ constexpr std::array<int, kKinds> kMix{25, 30, 10, 25, 10};  // of 100 proposals
 
 class Annealer {
  public:
-  Annealer(Layer& layer, const Search& search) : layer_(layer), ranks_(layer.ranks()), search_(search), single_(ranks_.count) {
+  Annealer(Layer& layer, const Search& search)
+      : layer_(layer), ranks_(layer.ranks()), search_(search), single_(ranks_.count), random_(search.seed) {
     for (int r = 0; r < ranks_.count; ++r)
       if (ranks_.capacity[r] > 0) live_.push_back(r);
   }
@@ -34,8 +35,9 @@ class Annealer {
     double now = total();
     list();
     const double enough = layer_.ideal() * (1 + search_.tolerance);
+    const double start = search_.seed % 2 ? kWarm : kHot;
     for (long long done = 0; done < search_.work && scale_ > enough;) {
-      const double heat = kHot * std::pow(kCold / kHot, static_cast<double>(done) / static_cast<double>(search_.work));
+      const double heat = start * std::pow(kCold / start, static_cast<double>(done) / static_cast<double>(search_.work));
       hopeless_ = now + kHopeless * heat;
       changed_ = false;
       const bool proposed = propose();
@@ -221,7 +223,7 @@ class Annealer {
   std::vector<double> single_;  // by rank: load of experts that have no other copy
   std::vector<int> live_;       // ranks
   std::vector<int> written_, spare_, loose_;  // slots: written; not, and free to be; written with a redundant copy
-  std::minstd_rand random_;     // the same for every layer: equal arguments give equal bytes
+  std::minstd_rand random_;     // seeded alike for every layer: equal arguments give equal bytes
 };
 
 }  // namespace
