@@ -10,6 +10,8 @@ from controlplane.planner import Topology, imbalance, plan
 from schemas.placement import EMPTY
 from tests.planner.planner_cases import lognormal, zipf
 from tools.benchmarks.placement import baseline, budgeted
+from tools.benchmarks.placement.priced import least_with_budget
+from tools.benchmarks.placement.rewriting import NEVER, Held, writes_needed
 from tools.benchmarks.placement.whole import whole_copies
 
 
@@ -87,11 +89,11 @@ def test_no_layer_is_less_even_than_eplb_would_make_it(ranks, slots, policy):
         assert (ours <= imbalance(other, load, topology) * 1.0005).all()
 
 
-def least_by_writes(held, load):
+def least_by_writes(held, load, slots=2):
     """By slots written beyond one for each orphan: max ÷ mean of the best of all placements that write no more."""
     orphans = set(range(len(load))) - {expert for row in held for expert in row}
     best = {}
-    for placed in product(list(combinations(range(len(load)), 2)), repeat=len(held)):
+    for placed in product(list(combinations(range(len(load)), slots)), repeat=len(held)):
         if len(set().union(*placed)) == len(load):
             writes = sum(len(set(row) - set(kept)) for row, kept in zip(placed, held, strict=True)) - len(orphans)
             best[writes] = min(best.get(writes, np.inf), split(load, placed))
@@ -135,3 +137,45 @@ def test_the_bound_that_knows_its_budget_sees_that_an_orphan_takes_what_a_heavy_
         for budget in (0, 1)
     )
     assert none > 1.04 * one
+
+
+@pytest.mark.parametrize(("ranks", "slots", "experts"), [(2, 3, 4), (2, 3, 5), (2, 4, 6), (3, 2, 4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_repair_beats_the_model_of_any_number_of_slots(ranks, slots, experts, seed):
+    generator = np.random.default_rng([seed, slots, experts])
+    load = generator.lognormal(0, 1.2, experts)
+    rows = [sorted(generator.choice(experts, slots, replace=False).tolist()) for _ in range(ranks)]
+    least = least_by_writes(rows, load, slots)
+    held = Held(rows, load / (load.sum() / ranks), slots)
+    for writes, pressure in least.items():
+        assert writes_needed(held, pressure) <= writes
+    topology = Topology.uniform(ranks=ranks, slots=slots)
+    live = plan(topology, np.ones((1, experts))).placement
+    table = np.array([rows], dtype=np.uint16)
+    live = type(live)(slots=table, weights=np.ones_like(table), n_experts=experts)
+    lowest, reached = np.array([min(least.values())]), np.array([max(least.values())])
+    for budget, pressure in least.items():
+        bound = least_with_budget(live, load[None], topology, budget=budget, lowest=lowest, reached=reached, near=1.0)
+        assert bound["mean"] <= pressure + 1e-9
+        assert bound["worst"] <= pressure + 1e-9
+
+
+def test_the_model_counts_a_whole_write_for_each_rank_that_has_too_much():
+    # The two lone ranks are a little too full: each has to lose an expert, however little is too much.
+    held = Held([[0, 1, 2], [3, 4, 5], [6, 7, 8]], np.array([0.4, 0.4, 0.3, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2]), 3)
+    assert writes_needed(held, 1.11) == 0
+    assert writes_needed(held, 1.05) >= 2
+    assert writes_needed(held, 0.99) == NEVER
+
+
+def test_a_budget_is_shared_by_all_layers():
+    held = np.array([[[0, 1, 2], [3, 4, 5], [6, 0, 3]]] * 2, dtype=np.uint16)
+    topology, load = Topology.uniform(ranks=3, slots=3), np.array([[0.1, 0.5, 0.6, 0.1, 0.5, 0.6, 0.6]] * 2)
+    live = plan(topology, load).placement
+    live = type(live)(slots=held, weights=np.ones_like(held), n_experts=7)
+    bounds = [
+        least_with_budget(live, load, topology, budget=budget, lowest=np.ones(2), reached=np.full(2, 1.2), near=1.0)
+        for budget in (0, 8)
+    ]
+    assert bounds[0]["worst"] > bounds[1]["worst"]
+    assert bounds[0]["mean"] > bounds[1]["mean"]
