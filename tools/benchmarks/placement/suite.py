@@ -25,7 +25,7 @@ from tools.benchmarks.placement.transfers import SHAPES as LOSSES
 from tools.benchmarks.placement.transfers import transfers
 
 MINUTES = 60
-"""After which the benchmark gives up. A full run takes half an hour of processor time, most of it to spend budgets."""
+"""After which the benchmark gives up. Most of it goes to budgets: to spend them, and to bound what they can reach."""
 
 
 def measure(*, seed: int, quick: bool) -> dict[str, Any]:
