@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -232,6 +233,7 @@ def main() -> int:
     if arguments.check:
         return 0
     replica = arguments.replica or f"{socket.gethostname()}-{os.getpid()}"
+    gc.freeze()  # modules stay: a collection that walks them would be a pause in the middle of a recovery
     return asyncio.run(_serve(config, replica))
 
 

@@ -116,6 +116,8 @@ class Prepared(_Message, frozen=True, kw_only=True):
     error: str = ""
     loads: tuple[AckPhase, ...] = ()
     missing: tuple[tuple[Layer, Expert], ...] = ()
+    started_unix_ns: int = 0
+    finished_unix_ns: int = 0
 
 
 class Activated(_Message, frozen=True, kw_only=True):
@@ -124,6 +126,8 @@ class Activated(_Message, frozen=True, kw_only=True):
     epoch: Epoch
     step: int
     waited_ms: float
+    unix_ns: int = 0
+    """When it crossed."""
 
 
 class Fault(_Message, frozen=True, kw_only=True):

@@ -141,12 +141,11 @@ class Placement:
     def missing(self, active: Iterable[Rank]) -> list[tuple[Layer, Expert]]:
         """Experts with no routed replica on an active rank: empty means coverage is intact."""
         live = sorted(active)
-        routed = np.where(self.weights[:, live] > 0, self.slots[:, live], EMPTY).reshape(self.n_layers, -1)
-        return [
-            (layer, int(expert))
-            for layer in range(self.n_layers)
-            for expert in np.setdiff1d(np.arange(self.n_experts, dtype=np.uint16), routed[layer])
-        ]
+        routed = (self.weights[:, live] > 0) & (self.slots[:, live] != EMPTY)
+        layers, ranks, slots = np.nonzero(routed)
+        absent = np.ones((self.n_layers, self.n_experts), dtype=bool)
+        absent[layers, self.slots[:, live][layers, ranks, slots]] = False
+        return [(int(layer), int(expert)) for layer, expert in np.argwhere(absent)]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Placement) and self.digest == other.digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     tracing = Tracing.start(service="eep-worker", instance_id=f"{config.instance.name}-{options.rank}")
     try:
+        gc.freeze()  # modules stay: a collection that walks them would be a pause in the middle of a recovery
         sys.stdout.write(f"eep-worker: {asyncio.run(work(config, options.rank))}\n")
         return 0
     finally:

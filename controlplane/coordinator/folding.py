@@ -35,7 +35,7 @@ def observe(state: State, event: Event) -> State:
             return replace(state, fence=0, writing=False, noticed={}, **UNASKED)
         case Written():
             state = replace(state, writing=False)
-            return fold(state, written_changes(event, state)) if event.revision else state
+            return timed(fold(state, written_changes(event, state)), event) if event.revision else state
         case Planned():
             return replace(state, answer=event) if event.question is state.question else state
         case _:
@@ -84,7 +84,7 @@ def written_changes(event: Written, state: State) -> list[Change]:
     if write.status is not None:
         values.append((Kind.STATUS, "", write.status))
     values += [(Kind.PLACEMENT, placement.digest, placement) for placement in write.placements]
-    values += [(Kind.RECOVERY, recovery.id, _timed(recovery, event.now)) for recovery in write.recoveries]
+    values += [(Kind.RECOVERY, recovery.id, recovery) for recovery in write.recoveries]
     values += [(Kind.OPERATION, operation.id, operation) for operation in write.operations]
     values += [(kind, name, None) for kind, name in write.forget if kind not in (Kind.PAST, Kind.ACK)]
     forgotten = {name for kind, name in write.forget if kind is Kind.ACK}
@@ -92,7 +92,18 @@ def written_changes(event: Written, state: State) -> list[Change]:
     return [Change(kind, name, value, revision) for kind, name, value in values]
 
 
-def _timed(recovery: Recovery, now: int) -> Recovery:
-    """A commit ends with the transaction; written down with the recovery's next write, for the trace's sake."""
-    committing = any(phase.name == "commit" and not phase.finished_unix_ns for phase in recovery.phases)
-    return phase_ended(recovery, "commit", now=now, begin="activate") if committing else recovery
+def timed(state: State, event: Written) -> State:
+    """A commit ends with the transaction; written down with the recovery's next write, for the trace's sake.
+
+    The watch may have told of the transaction before its answer came.
+    """
+    ended = {
+        recovery.id: phase_ended(recovery, "commit", now=event.now, begin="activate")
+        for recovery in event.write.recoveries
+        if state.recoveries.get(recovery.id) == recovery and _committing(recovery)
+    }
+    return replace(state, recoveries={**state.recoveries, **ended}) if ended else state
+
+
+def _committing(recovery: Recovery) -> bool:
+    return any(phase.name == "commit" and not phase.finished_unix_ns for phase in recovery.phases)

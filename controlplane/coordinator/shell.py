@@ -75,6 +75,8 @@ SHORTEST_REST_S, LONGEST_REST_S = 0.0002, 0.05
 """Between two decisions the leader rests as long as the last one took, so that what comes meanwhile is decided
 together: each costs O(ranks), and if all ranks acknowledge one by one that makes ranks². What comes while it does not
 rest, as a first report does, is decided at once."""
+MEASURE_S = 0.25
+"""Gauges follow what they show within this time: a loss is no moment to count."""
 ARRIVAL_TURNS = 6
 """Turns of the loop, tens of microseconds together, that it takes to hand over what gRPC has received."""
 CONNECTED_S = 2.0
@@ -144,6 +146,7 @@ class Coordinator:
         self._rested_at = 0.0
         self._wake = 0
         self._leads = asyncio.Event()
+        self._unmeasured = asyncio.Event()
         self.rounds = 0
         """How often the loop that decides went round, or made an attempt to write: a watchdog's food."""
 
@@ -197,6 +200,8 @@ class Coordinator:
             tasks.create_task(self._decide(), name="decide")
             tasks.create_task(self._plan(), name="plan")
             tasks.create_task(self._look_ahead(), name="look ahead")
+            if self._metering:
+                tasks.create_task(self._measure(self._metering), name="measure")
 
     # --- following ----------------------------------------------------------------------------------------------------
 
@@ -362,7 +367,7 @@ class Coordinator:
                     await self._arrived.wait()
             except TimeoutError:
                 self._turned()
-                self._measure()  # that etcd is away brings no event
+                self._unmeasured.set()  # that etcd is away brings no event
 
     @property
     def _present(self) -> State:
@@ -458,11 +463,14 @@ class Coordinator:
             for change in event.changes:
                 if change.kind is Kind.ACK and isinstance(change.value, Ack):
                     self._story.acknowledged(self._state, change.value, now=self._unix_ns())
-        self._measure()
+        self._unmeasured.set()
 
-    def _measure(self) -> None:
-        if self._metering:
-            self._metering.show(self.view)
+    async def _measure(self, metering: Metering) -> None:
+        while True:
+            await self._unmeasured.wait()
+            await self._clock.sleep(MEASURE_S)
+            self._unmeasured.clear()
+            metering.show(self.view)
 
     async def _execute(self, write: Write) -> Event:
         """Run one transaction to its end: applied, refused, or this replica leads no more."""

@@ -125,7 +125,7 @@ def settling(case: Case) -> Write | Wait | None:
     done = {rank for rank, ack in current.items() if ack.activated or (version.missing and ack.prepared)}
     late = sorted(state.members.keys() - done)
     if not late:
-        return _settled(case, recovery) if recovery else None
+        return _settled(case, recovery, current) if recovery else None
     failed = {rank: ack for rank, ack in current.items() if record.loading and (ack.missing or ack.error)}
     if (
         failed
@@ -170,11 +170,12 @@ def _forced(case: Case, reason: str) -> Write:
     return changes.abort(case.state, verdict, planner=case.planner, reason=reason, detected=0)
 
 
-def _settled(case: Case, recovery: Recovery) -> Write:
+def _settled(case: Case, recovery: Recovery, acks: Mapping[Rank, Ack]) -> Write:
     state = case.state
+    crossed = min(max(ack.finished_unix_ns for ack in acks.values()) or state.now, state.now)  # ranks may tell it late
     # A successor did not see the commit end: for it commit and activation end together.
     finished = changes.phase_ended(changes.with_fence(recovery, state.fence), "commit", now=state.now)
-    finished = changes.phase_ended(finished, "activate", now=state.now)
+    finished = changes.phase_ended(finished, "activate", now=crossed)
     finished = msgspec.structs.replace(changes.with_loads(state, finished), outcome="done")
     return Write(reason=f"epoch {recovery.epoch} runs on every member", decided=state.now, recoveries=(finished,))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -194,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     tracing = Tracing.start(service="eep-gateway", instance_id=f"gateway-{os.getpid()}")
     try:
+        gc.freeze()  # modules stay: a collection that walks them would be a gap in every stream
         asyncio.run(serve(config, model, ranks, port_file=options.port_file))
     finally:
         tracing.stop(deadline_s=2.0)

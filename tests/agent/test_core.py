@@ -47,6 +47,7 @@ from worker.agent.events import (
 )
 
 POLICY = Policy(first_backoff_s=0.5, longest_backoff_s=4.0, stable_after_s=60.0, prepare_deadline_s=9.0)
+HOLD_S = POLICY.ack_hold_s
 ME = Registration(rank=1, incarnation=0, host="a")
 HELLO = Hello(
     rank=1,
@@ -145,11 +146,11 @@ def test_an_answer_that_is_overtaken_by_the_crossing_does_not_take_it_back():
     state, _ = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)), Heard(3.0, Activated(epoch=2, step=9, waited_ms=1)))
     loads = (AckPhase(tier=SourceTier.HOST_PEER, slots=1, bytes=8, seconds=0.1),)
     whole = Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9, loads=loads)
-    assert follow(state, Heard(3.1, Prepared(epoch=2, ok=True, loads=loads)))[1] == [Publish(whole)]
+    assert follow(state, Heard(3.1, Prepared(epoch=2, ok=True, loads=loads)))[1] == [Publish(whole, HOLD_S)]
     state, said = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)))
     state, said = follow(state, Heard(3.0, Prepared(epoch=2, ok=True, loads=loads)))
     assert said == [], "it crosses at once: one acknowledgement says both"
-    assert follow(state, Heard(3.1, Activated(epoch=2, step=9, waited_ms=1)))[1][0] == Publish(whole)
+    assert follow(state, Heard(3.1, Activated(epoch=2, step=9, waited_ms=1)))[1][0] == Publish(whole, HOLD_S)
 
 
 def test_an_engine_that_connects_again_is_told_again_what_it_may_have_missed():

@@ -21,6 +21,7 @@ from tools.etcd.local import LocalEtcd
 from worker.agent.core import Policy, State
 from worker.agent.epochs import EpochFollower
 from worker.agent.events import EngineEnded, Heard
+from worker.agent.publisher import Publisher
 from worker.agent.shell import Agent
 from worker.agent.story import Story
 
@@ -203,6 +204,27 @@ async def test_an_abort_reaches_the_engine_before_the_plan(etcd, engine):
     assert engine.called_off == [2]
     prepare = next(message for message in engine.sent if isinstance(message, Prepare) and message.epoch == 2)
     assert prepare.loads == (), "everything is held already"
+
+
+async def test_what_may_wait_goes_with_the_next_that_may_not_and_by_itself_when_its_time_is_up(etcd):
+    publisher = Publisher(etcd)
+    lease = await etcd.grant(60)
+    publisher.use(lease.lease)
+    async with asyncio.timeout(20.0), asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(publisher.run())
+        await publisher.settled.wait()
+        ack = Ack(rank=0, incarnation=1, epoch=2, prepared=True)
+        publisher.put(KEYS.ack(2, 0), ack, hold_s=1e6)
+        await asyncio.sleep(0.05)
+        assert not (await etcd.get(KEYS.ack(2, 0))).items
+        publisher.put(KEYS.report(0), FaultReport(reporter=0, incarnation=1, epoch=2, suspicions=()))
+        await publisher.settled.wait()
+        both = [(await etcd.get(key)).only.mod_revision for key in (KEYS.ack(2, 0), KEYS.report(0))]
+        assert both[0] == both[1], "one transaction"
+        publisher.put(KEYS.ack(3, 0), ack, hold_s=0.05)
+        await publisher.settled.wait()
+        assert (await etcd.get(KEYS.ack(3, 0))).only
+        run.cancel()
 
 
 async def test_exclusion_fences_the_engine_and_starts_another(etcd, engine):

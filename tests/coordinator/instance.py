@@ -149,8 +149,7 @@ class Instance:
             epoch=version.epoch,
             prepared=prepared,
             activated=activated,
-            finished_unix_ns=self.now,
-            **more,
+            **{"finished_unix_ns": self.now, **more},
         )
         self.put(Kind.ACK, (version.epoch, rank), ack)
 

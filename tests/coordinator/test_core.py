@@ -2,7 +2,9 @@
 
 import pytest
 
-from controlplane.coordinator.state import Kind
+from controlplane.coordinator.folding import observe
+from controlplane.coordinator.state import Change, Kind, Observed, State, Write, Written
+from schemas.operations import Phase, Recovery
 from schemas.policy import OnTimeout, Spec
 from schemas.records import Backup
 from schemas.vocabulary import Cut, Evidence
@@ -42,6 +44,28 @@ def test_all_expected_ranks_ready_means_no_wait():
         instance.register(rank)
     instance.work()
     assert instance.members == [0, 1, 2]
+
+
+def test_a_commit_is_timed_although_the_watch_tells_of_it_before_its_answer():
+    begun = Recovery(id="7", epoch_before=6, epoch=7, reason="", phases=(Phase(name="commit", started_unix_ns=1),))
+    written = Written(9, Write(reason="", decided=1, recoveries=(begun,)), revision=3)
+    told = observe(State(replica="a"), Observed(8, (Change(Kind.RECOVERY, begun.id, begun, 3),)))
+    (recovery,) = observe(told, written).recoveries.values()
+    assert [(p.name, p.started_unix_ns, p.finished_unix_ns) for p in recovery.phases] == [
+        ("commit", 1, 9),
+        ("activate", 9, 0),
+    ]
+
+
+def test_a_recovery_ends_when_the_last_rank_crossed_not_when_that_was_heard():
+    instance = formed()
+    instance.report(2, (2, Evidence.DEAD))
+    crossed = instance.state.now + 3
+    for rank in instance.members:
+        instance.ack(rank, activated=True, finished_unix_ns=crossed)
+        instance.elapse(0.1)
+    (recovery,) = [found for found in instance.state.recoveries.values() if found.unplanned]
+    assert (recovery.outcome, recovery.phases[-1].finished_unix_ns) == ("done", crossed)
 
 
 def test_a_dead_rank_is_excluded_in_the_same_event():

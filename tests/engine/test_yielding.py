@@ -36,6 +36,9 @@ def test_a_child_gives_way_with_all_its_threads_and_stops_to_when_told():
             assert niceness_of_threads(child.pid) == [own + 2] * 2
             yielding.sink(child.pid)
             assert all(niceness > own for niceness in niceness_of_threads(child.pid))
+            yielding.idle(child.pid)
+            threads = Path(f"/proc/{child.pid}/task").iterdir()
+            assert [os.sched_getscheduler(int(thread.name)) for thread in threads] == [os.SCHED_IDLE] * 2
         finally:
             child.kill()
 
@@ -52,3 +55,4 @@ def test_a_process_that_is_gone_needs_no_priority():
     gone = subprocess.Popen(["true"], start_new_session=True)
     gone.wait(10)
     yielding.rise(gone.pid)
+    yielding.idle(gone.pid)

@@ -71,8 +71,11 @@ class Policy:
     prepare_deadline_s: float = 60.0
     drain_poll_s: float = 0.2
     """How often a rank that is to go looks whether its requests have ended."""
-    accuse_turn_s: float = 0.004
-    """How long each witness of a death leaves the word to the one before, which needs about that long to be heard."""
+    ack_hold_s: float = 0.1
+    """How long it is kept back that a loss was crossed: all survivors' writes would take the processor from the step
+    that clients wait for, and nobody waits for them."""
+    accuse_turn_s: float = 0.015
+    """How long each witness of a death leaves the word to the one before: an epoch takes about that long."""
 
 
 @dataclass(frozen=True)
@@ -249,14 +252,17 @@ def _heard(state: State, event: Heard) -> tuple[State, Decision]:
         case Prepared():
             return _prepared(state, message)
         case Activated():
-            ack = structs.replace(_ack(state, message.epoch), activated=True, step=message.step)
+            ack = structs.replace(
+                _ack(state, message.epoch), activated=True, step=message.step, finished_unix_ns=message.unix_ns
+            )
             if not state.active:  # it has crossed out with the others: nobody waits for it in a step any more
                 parked, why = replace(state, ack=ack, parting=0), f"parked by epoch {message.epoch}"
                 if state.leaving:
                     return parked, Decision((Publish(ack), Exit(f"left: {state.leaving}")), why)
                 return _follow_after(parked, (Publish(ack),), why)
             running = replace(state, activated=message.epoch, ack=ack)
-            actions = (Publish(ack), Publish(_registration(running)))
+            hold_s = _hold_s(running, message.epoch)
+            actions = (Publish(ack, hold_s), Publish(_registration(running), hold_s))
             return running, Decision(actions, f"runs under epoch {message.epoch} after {message.waited_ms:.1f} ms")
         case Fault(suspicions=()):  # it left on a peer's word; a report without evidence would only delay the peer's
             return state, Decision(reason=_blame(message))
@@ -295,6 +301,8 @@ def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
         error=message.error,
         loads=message.loads,
         missing=message.missing,
+        started_unix_ns=message.started_unix_ns,
+        finished_unix_ns=message.finished_unix_ns,
     )
     if not message.ok:
         return state, Decision((Publish(ack),), f"epoch {message.epoch} failed: {message.error}")
@@ -306,7 +314,8 @@ def _prepared(state: State, message: Prepared) -> tuple[State, Decision]:
         return prepared, Decision(reason=f"epoch {message.epoch} prepared")
     if version is not None and version.epoch == message.epoch and not state.among(version):
         return replace(prepared, farewell=ack), Decision((Send(Ask()),), "prepared to go; are there requests left?")
-    return prepared, Decision((Publish(ack),), f"epoch {message.epoch} prepared")
+    hold_s = _hold_s(prepared, message.epoch) if ack.activated else 0.0
+    return prepared, Decision((Publish(ack, hold_s),), f"epoch {message.epoch} prepared")
 
 
 def _status(state: State, now: float, status: EngineStatus) -> tuple[State, Decision]:
@@ -453,6 +462,13 @@ def _registration(state: State) -> Registration:
     if state.activated and state.record is not None and state.active:
         known = structs.replace(known, holds=state.record.committed.placement)
     return known
+
+
+def _hold_s(state: State, epoch: Epoch) -> float:
+    """How long an acknowledgement of ``epoch``'s crossing may be kept back: of a planned one the next waits for it."""
+    record = state.record
+    unplanned = record is not None and record.committed.epoch == epoch and record.committed.cut is Cut.ABORT
+    return state.policy.ack_hold_s if unplanned else 0.0
 
 
 def _ack(state: State, epoch: Epoch) -> Ack:

@@ -121,9 +121,14 @@ class ClearAway:
 
 @dataclass(frozen=True)
 class Publish:
-    """Put a record under this rank's key, on the lease."""
+    """Put a record under this rank's key, on the lease.
+
+    Attributes:
+        hold_s: how long it may be kept back, unless another one goes before.
+    """
 
     record: Registration | Ack | FaultReport
+    hold_s: float = 0.0
 
 
 @dataclass(frozen=True)

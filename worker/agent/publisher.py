@@ -32,6 +32,7 @@ class Publisher:
         self._standing: dict[type[Record], tuple[str, bytes]] = {}
         self._waiting: dict[str, bytes] = {}
         self._work = asyncio.Event()
+        self._held: asyncio.TimerHandle | None = None
         self.settled = asyncio.Event()
         """Set while everything given so far stands."""
 
@@ -42,13 +43,25 @@ class Publisher:
         self._work.set()
         self.settled.clear()
 
-    def put(self, key: str, record: Record) -> None:
-        """Let ``record`` stand under ``key``."""
+    def put(self, key: str, record: Record, *, hold_s: float = 0.0) -> None:
+        """Let ``record`` stand under ``key``; it may wait ``hold_s``, unless another one goes before."""
         self._waiting.pop(key, None)
         self._waiting[key] = encode(record)
         self._standing[type(record)] = (key, self._waiting[key])
-        self._work.set()
         self.settled.clear()
+        if hold_s:
+            self._wake_in(hold_s)
+        else:
+            self._work.set()
+
+    def _wake_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._held is not None:
+            if loop.time() < self._held.when() <= due:
+                return
+            self._held.cancel()
+        self._held = loop.call_at(due, self._work.set)
 
     async def run(self) -> None:
         """Write for ever."""

@@ -131,9 +131,9 @@ class Agent:
         """Ask the rank to go."""
         self.heard(Leave(self._now(), reason, deadline_s))
 
-    def publish(self, record: Published) -> None:
-        """Let a record stand on the rank's lease."""
-        self._publisher.put(self._key(record), record)
+    def publish(self, record: Published, *, hold_s: float = 0.0) -> None:
+        """Let a record stand on the rank's lease, ``hold_s`` from now at the latest."""
+        self._publisher.put(self._key(record), record, hold_s=hold_s)
 
     async def run(self) -> str:
         """Work until the core says ``Exit``; the reason. Nothing of the engine is left afterwards."""
@@ -174,8 +174,8 @@ class Agent:
         match action:
             case CallOff() | Committed() | Send() | FenceEngine() | ClearAway():
                 self._tell_engine(action)
-            case Publish(record):
-                self.publish(record)
+            case Publish(record, hold_s):
+                self.publish(record, hold_s=hold_s)
             case StartEngine(incarnation):
                 await self._engine.start(incarnation)
             case EndEngine(_, fence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class _Gate:
     def __init__(self, app: Application, *, front: Front) -> None:
         self._app = app
         self._front = front
+        gc.freeze()  # SGLang's modules stay: a collection that walks them would be a gap in every stream
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"] in _GENERATES and self._front.closed:

@@ -200,6 +200,7 @@ class Links:
             group = os.getpgid(found.pid)
             if group != os.getpgrp():
                 yielding.sink(group)
+                yielding.idle(found.pid)
 
     def keep_only(self, members: frozenset[tuple[Rank, Incarnation]]) -> None:
         """Drop the links to everybody else."""

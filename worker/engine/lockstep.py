@@ -158,7 +158,7 @@ class Lockstep:
         log.info("epoch %d: %d ranks, waited %.1f ms", view.epoch, len(view.members), waited_ms)
         if view.missing:
             log.error("stopped sampling under epoch %s", self._why())
-        self.tell(Activated(epoch=view.epoch, step=self.steps, waited_ms=waited_ms))
+        self.tell(Activated(epoch=view.epoch, step=self.steps, waited_ms=waited_ms, unix_ns=time.time_ns()))
 
     # --- evidence -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from schemas.messages import Prepare, Prepared
 from schemas.placement import EMPTY, Placement, PlacementFormatError
 from schemas.vocabulary import Cut
@@ -53,7 +55,9 @@ class Preparing:
         done: Prepare | None = None
         while True:
             done = self._next(done)
-            self._answer(self._outcome(done))
+            began = time.time_ns()
+            outcome = self._outcome(done)
+            self._answer(structs.replace(outcome, started_unix_ns=began, finished_unix_ns=time.time_ns()))
 
     def _next(self, done: Prepare | None) -> Prepare:
         with self._changed:

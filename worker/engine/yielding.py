@@ -36,6 +36,17 @@ def sink(group: int) -> None:
     _set(group, max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
+def idle(pid: int) -> None:
+    """Let a dying process have what nobody else wants: a core that only it is on counts as free for whoever wakes.
+
+    Its low priority alone would not do: the kernel looks for free cores, not for cores with little on them, and while
+    one core gives back memory all survivors would share the others.
+    """
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError, PermissionError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+
+
 def rise(group: int, *, behind: int = 0) -> None:
     """Give every thread of a process group the priority ``behind`` ours; a group that is gone needs none."""
     _set(group, min(os.getpriority(os.PRIO_PROCESS, 0) + behind, _LOWEST))
