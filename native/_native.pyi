@@ -351,6 +351,11 @@ class Group:
 
         Clears the doorbell; after False a peer that begins will ring it, so the caller may sleep on it.
         """
+    def look_again(self) -> bool:
+        """After a step that a death broke: whether more of the epoch's ranks have died since.
+
+        The fault word then names them all.
+        """
     def ring(self) -> None:
         """Ring every active peer's doorbell."""
     def sync(self, row: SyncRow) -> SyncResult:

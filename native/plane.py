@@ -108,6 +108,7 @@ class DataPlane(Protocol):
     def stage(self, table: Table) -> None: ...  # noqa: D102
     def activate(self, epoch: int) -> None: ...  # noqa: D102
     def sync_arrived(self) -> bool: ...  # noqa: D102
+    def look_again(self) -> bool: ...  # noqa: D102
     def ring(self) -> None: ...  # noqa: D102
     def sync(self, row: SyncRow) -> SyncOutcome: ...  # noqa: D102
     def dispatch(self, layer: int, x: Any, topk_ids: Any, topk_weights: Any) -> Arrived: ...  # noqa: D102

@@ -304,6 +304,10 @@ class CudaGroup:
         """
         return self._doorbell.arrived(epoch=self.epoch, sync=self._native.next_sync, members=self._members)
 
+    def look_again(self) -> bool:
+        """Say that nothing more is known: a device's fault word is written by a step, and the next one looks anew."""
+        return False
+
     def ring(self) -> None:
         """Tell every active peer that this rank begins its next step."""
         self._ring(self.epoch, self._native.next_sync)

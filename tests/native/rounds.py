@@ -29,6 +29,10 @@ def sync(seat, tokens, **fields):
     return result.status, rows, result.suspects, time.monotonic() - began
 
 
+def look_again(seat):
+    return seat.group.look_again()
+
+
 def batch(seat, seed, tokens, k):
     """Tokens of this rank: the same for the same seed, different on every rank."""
     shape = seat.group.shape

@@ -64,6 +64,22 @@ def test_the_dead_are_named_by_everybody_and_replaced():
         checked_steps(fleet, routing, members)
 
 
+def test_who_dies_after_the_step_broke_is_named_too_and_once():
+    fleet, routing, _ = fleet_of(4)
+    with fleet:
+        assert not any(fleet.call_all(rounds.look_again).values())
+        fleet.ranks[1].kill()
+        left = [0, 2, 3]
+        assert {answer[0] for answer in fleet.call_all(rounds.sync, 1, ranks=left).values()} == {Status.SUSPECT}
+        assert not any(fleet.call_all(rounds.look_again, ranks=left).values()), "nobody else has died"
+        fleet.ranks[3].kill()
+        assert all(fleet.call_all(rounds.look_again, ranks=[0, 2]).values())
+        assert all(fault[3] == [1, 3] for fault in fleet.call_all(rounds.fault_of, ranks=[0, 2]).values())
+        assert not any(fleet.call_all(rounds.look_again, ranks=[0, 2]).values())
+        enter(fleet, routing, 2, [0, 2])
+        checked_steps(fleet, routing, [0, 2])
+
+
 def test_the_kernel_tells_of_a_death_in_the_link_itself():
     fleet, _, _ = fleet_of(2)
     with fleet:

@@ -35,6 +35,9 @@ _EVIDENCE = {
 """What a rank saw itself. Gossip is left out: one accuser's word, passed on by all, must not look like a quorum."""
 _SAY_AGAIN_S = 5.0
 _LOOK_S = 0.2
+_LOOK_SOON_S = 0.002
+_SOON_S = 0.05
+"""After a broken step: what else died of the same cause is seen within this time, mostly before the leader decides."""
 
 
 @dataclass
@@ -133,11 +136,14 @@ class Lockstep:
         said = began
         self.membership.park()
         while True:
-            if self.membership.wait_crossing(timeout_s=_LOOK_S):
+            soon = time.monotonic() - began < _SOON_S
+            if self.membership.wait_crossing(timeout_s=_LOOK_SOON_S if soon else _LOOK_S):
                 staged = self.membership.staged
                 if staged is not None and self.membership.cross(staged.epoch):
                     self._crossed(began)
                     return
+            if self.group.look_again():
+                self._report()
             if time.monotonic() - said > _SAY_AGAIN_S:
                 said = time.monotonic()
                 log.warning("waiting %.0f s for an epoch after %s", said - began, self._why())

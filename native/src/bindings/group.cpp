@@ -209,6 +209,7 @@ void bind_group(py::module_& module) {
       .def_property_readonly("staged_epoch", &Group::staged_epoch)
       .def("activate", &Group::activate, py::arg("epoch"), Free())
       .def("sync_arrived", &Group::sync_arrived, Free())
+      .def("look_again", &Group::look_again, Free())
       .def("ring", &Group::ring, Free())
       .def("sync", &Group::sync, py::arg("row"), Free())
       .def("dispatch", &dispatch, py::arg("layer"), py::arg("x"), py::arg("topk_ids"), py::arg("topk_weights"))

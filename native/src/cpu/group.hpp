@@ -108,6 +108,8 @@ class Group {
 
   // steps: stepping thread
   bool sync_arrived();
+  /// After a step that a death broke: whether more of the epoch's ranks have died since. The fault word then names them all.
+  bool look_again();
   void ring();
   SyncOutcome sync(const SyncRow& row);
   DispatchOutcome dispatch(u32 layer, const TokenBatch& batch);

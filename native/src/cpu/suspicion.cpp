@@ -40,6 +40,20 @@ Status Group::leave_suspecting(i32 layer) {
   return leave(Status::kSuspect);
 }
 
+/// A fault seldom takes one rank alone, and no two processes of a host end at the same instant.
+bool Group::look_again() {
+  if (ended_ != Status::kSuspect) return false;
+  bool more = false;
+  for (const Peer& peer : peers_) {
+    if (!peer.link || evidence_[peer.rank] != Evidence::kNone) continue;
+    if (!peer.link->owner_died() && !peer.link->process_ended()) continue;
+    suspect(peer.rank, Evidence::kDead);
+    more = true;
+  }
+  if (more) leave_suspecting(-1);  // seen in no layer
+  return more;
+}
+
 /// Told, not acted upon: the wait goes on to its hard deadline.
 void Group::report_slow(u32 rank, i32 layer) {
   bump(counters_.missed_deadlines);
