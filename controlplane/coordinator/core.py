@@ -127,7 +127,8 @@ def lost_members(case: Case) -> Write | State | None:
         report.detected_unix_ns
         for report in state.reports.values()
         for blame in case.verdict.excluded
-        if report.detected_unix_ns and any(s.rank == blame.rank for s in report.suspicions)
+        if report.detected_unix_ns
+        and any((s.rank, s.incarnation) == (blame.rank, blame.incarnation) for s in report.suspicions)
     ]
     first = min(detected, default=0)
     return changes.abort(state, case.verdict, planner=case.planner, reason=names, detected=min(first, state.now))

@@ -57,6 +57,20 @@ def test_a_commit_is_timed_although_the_watch_tells_of_it_before_its_answer():
     ]
 
 
+def test_a_loss_is_not_counted_from_what_was_said_of_the_rank_s_last_life():
+    instance = formed()
+    instance.report(1, (2, Evidence.DEAD))
+    instance.work()
+    instance.register(2, incarnation=2)
+    instance.work()
+    instance.elapse(30)
+    instance.report(3, (2, Evidence.DEAD))
+    recovery = instance.state.recoveries[f"{instance.epoch:012d}"]
+    assert [blame.incarnation for blame in recovery.blamed] == [2]
+    assert recovery.phases[0].name == "detect"
+    assert recovery.phases[0].seconds < 1
+
+
 def test_a_recovery_ends_when_the_last_rank_crossed_not_when_that_was_heard():
     instance = formed()
     instance.report(2, (2, Evidence.DEAD))
