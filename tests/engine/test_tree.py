@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.engine.tree import end_tree
+from worker.engine.tree import end_tree, shared_by
 
 SHARES = """
 import multiprocessing, os, sys, time
@@ -62,6 +64,22 @@ def test_semaphores_go_even_when_the_tree_has_killed_its_own_tracker(tmp_path):
     assert not semaphore.exists()
     memory.unlink()  # of a kind that engines do not make
     tree.wait(timeout=5)
+    tree.stdout.close()
+
+
+def test_what_was_shared_is_known_when_all_that_shared_it_are_dead(tmp_path):
+    program = tmp_path / "shares.py"
+    program.write_text(SHARES)
+    tree = subprocess.Popen(
+        [sys.executable, str(program), "all"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    semaphore, memory = (Path("/dev/shm") / name for name in tree.stdout.readline().split())  # noqa: S108  as above
+    known = shared_by(tree.pid)
+    os.killpg(tree.pid, signal.SIGKILL)
+    tree.wait(timeout=5)
+    end_tree(tree.pid, known=known)
+    assert not semaphore.exists()
+    memory.unlink()  # of a kind that engines do not make
     tree.stdout.close()
 
 

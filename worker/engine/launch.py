@@ -18,7 +18,7 @@ from worker.engine import settings as engine_settings
 from worker.engine import yielding
 from worker.engine.errors import SettingsError
 from worker.engine.tether import tethered
-from worker.engine.tree import end_tree
+from worker.engine.tree import end_tree, shared_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,6 +150,7 @@ class EngineProcess:
     def __init__(self, config: EngineConfig) -> None:
         """Write the settings and start."""
         self.config = config
+        self._shared: frozenset[int] = frozenset()
         config.folder.mkdir(parents=True, exist_ok=True)
         variables = environment(config)
         niceness = config.niceness + yielding.allowed(config.start_niceness)
@@ -177,11 +178,12 @@ class EngineProcess:
     def rise(self) -> None:
         """It has started: from now on it gives way to nobody that serves."""
         yielding.rise(self.pid, behind=self.config.niceness)
+        self._shared = shared_by(self.pid)
 
     def kill(self) -> None:
         """End every process of the tree now, with what they shared; no wait is longer than a second."""
         yielding.sink(self.pid)
-        end_tree(self.pid)
+        end_tree(self.pid, known=self._shared)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=1.0)
 

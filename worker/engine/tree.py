@@ -19,14 +19,19 @@ _SHARED = Path("/dev/shm")  # noqa: S108  where Linux keeps named semaphores and
 _KINDS = ("sem.mp-", "sglang_loads_", "sgl_shm_")
 
 
-def end_tree(group: int, *, within_s: float = 1.0) -> None:
+def shared_by(group: int) -> frozenset[int]:
+    """Inodes of what the group's processes share by name; what a dead one had can be asked no more."""
+    return frozenset(inode for pid in _running(group) for inode in _mapped(pid))
+
+
+def end_tree(group: int, *, known: frozenset[int] = frozenset(), within_s: float = 1.0) -> None:
     """SIGKILL every process of the group; return when none runs, or after ``within_s`` and half a second.
 
     Python's resource trackers go last and by themselves: when all others have died they remove the named semaphores and
     shared memory of the group. What nobody tracks (SGLang's load files, or everything once SGLang has killed its own
-    tracker) is removed by its inode: only files that a process of this group had mapped.
+    tracker) is removed by its inode: only files that a process of this group had mapped, now or as ``known`` tells.
     """
-    shared = {inode for pid in _running(group) for inode in _mapped(pid)}
+    shared = known | shared_by(group)
     limit = time.monotonic() + within_s
     while (ending := [pid for pid, tracks in _running(group).items() if not tracks]) and time.monotonic() < limit:
         _await_end(ending, limit, kill=True)  # in rounds: one that is killed may have started another
@@ -77,7 +82,7 @@ def _mapped(pid: int) -> set[int]:
     return {int(line.split(maxsplit=5)[4]) for line in mapped if f" {_SHARED}/" in line}
 
 
-def _remove(inodes: set[int]) -> None:
+def _remove(inodes: frozenset[int]) -> None:
     for path in _SHARED.iterdir() if inodes else ():
         with contextlib.suppress(FileNotFoundError):
             if path.name.startswith(_KINDS) and path.stat().st_ino in inodes:
