@@ -9,6 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+_BEGAN = psutil.cpu_times()
+
 
 def provenance(command: str) -> dict[str, Any]:
     """Date, machine, versions and the command that repeats the run."""
@@ -21,7 +25,14 @@ def provenance(command: str) -> dict[str, Any]:
             **{name: version(name) for name in ("eep", "sglang", "torch")},
         },
         "load_average": round(os.getloadavg()[0], 2),
+        "stolen_share": round(_stolen_share(), 4),
     }
+
+
+def _stolen_share() -> float:
+    """What a virtual machine's host took of the cores since this process began: pauses that no process here made."""
+    now = psutil.cpu_times()
+    return float((now.steal - _BEGAN.steal) / max(sum(now) - sum(_BEGAN), 1.0))
 
 
 def _cpu() -> str:
