@@ -64,9 +64,9 @@ HELLO = Hello(
 PLAN = Plan(placement=b"p", digest="d", peers=(), loads=())
 
 
-def version(epoch, *incarnations, cut=Cut.PLANNED):
+def version(epoch, *incarnations, cut=Cut.PLANNED, placement="d"):
     members = tuple(Member(rank, incarnation) for rank, incarnation in enumerate(incarnations) if incarnation)
-    return EpochVersion(epoch=epoch, members=members, placement="d", cut=cut, reason="why")
+    return EpochVersion(epoch=epoch, members=members, placement=placement, cut=cut, reason="why")
 
 
 def seen(committed, preparing=None, now=1.0):
@@ -151,6 +151,14 @@ def test_an_answer_that_is_overtaken_by_the_crossing_does_not_take_it_back():
     state, said = follow(state, Heard(3.0, Prepared(epoch=2, ok=True, loads=loads)))
     assert said == [], "it crosses at once: one acknowledgement says both"
     assert follow(state, Heard(3.1, Activated(epoch=2, step=9, waited_ms=1)))[1][0] == Publish(whole, HOLD_S)
+
+
+def test_what_a_rank_holds_is_told_anew_when_its_engine_crossed_before_it_heard_of_the_commit():
+    next_one = version(2, 3, 7, placement="e")
+    state, _ = follow(up(), seen(version(1, 3, 7), next_one), Heard(2.0, Prepared(epoch=2, ok=True)))
+    state, _ = follow(state, Heard(2.1, Activated(epoch=2, step=9, waited_ms=0.1)))
+    _, actions = follow(state, seen(next_one))
+    assert actions[-1] == registered(ready=True, serve_url="http://r1", holds="e")
 
 
 def test_an_engine_that_connects_again_is_told_again_what_it_may_have_missed():

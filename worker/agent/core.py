@@ -422,6 +422,8 @@ def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Deci
         crossed = replace(crossed, activated=0, parting=parting, farewell=None)
         actions += _part(crossed, state.record).actions if state.record and parting else ()
         actions += [Exit(f"left: {state.leaving}")] if state.leaving and not parting else ()
+    elif state.activated == version.epoch:  # a peer told the engine first: what we said that it holds is out of date
+        actions.append(Publish(_registration(crossed)))
     return crossed, Decision(tuple(actions), f"crosses into epoch {version.epoch}: {version.reason}")
 
 
