@@ -27,13 +27,18 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("which", ["all", "lone"])
-def test_nothing_of_a_killed_tree_is_left(tmp_path, which):
-    program = tmp_path / "shares.py"
+def started(folder, which="all"):
+    """A group of processes that share a semaphore and memory, and say their names."""
+    program = folder / "shares.py"
     program.write_text(SHARES)
-    tree = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, str(program), which], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+@pytest.mark.parametrize("which", ["all", "lone"])
+def test_nothing_of_a_killed_tree_is_left(tmp_path, which):
+    tree = started(tmp_path, which)
     names = tree.stdout.readline().split()
     assert len(names) == 2
     shared = [Path("/dev/shm") / name for name in names]  # noqa: S108  where Linux keeps both
@@ -45,11 +50,7 @@ def test_nothing_of_a_killed_tree_is_left(tmp_path, which):
 
 
 def test_semaphores_go_even_when_the_tree_has_killed_its_own_tracker(tmp_path):
-    program = tmp_path / "shares.py"
-    program.write_text(SHARES)
-    tree = subprocess.Popen(
-        [sys.executable, str(program), "all"], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    tree = started(tmp_path)
     semaphore, memory = (Path("/dev/shm") / name for name in tree.stdout.readline().split())  # noqa: S108  as above
     trackers = [
         process
@@ -68,11 +69,7 @@ def test_semaphores_go_even_when_the_tree_has_killed_its_own_tracker(tmp_path):
 
 
 def test_what_was_shared_is_known_when_all_that_shared_it_are_dead(tmp_path):
-    program = tmp_path / "shares.py"
-    program.write_text(SHARES)
-    tree = subprocess.Popen(
-        [sys.executable, str(program), "all"], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    tree = started(tmp_path)
     semaphore, memory = (Path("/dev/shm") / name for name in tree.stdout.readline().split())  # noqa: S108  as above
     known = shared_by(tree.pid)
     os.killpg(tree.pid, signal.SIGKILL)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from schemas.placement import EMPTY
+from tools.benchmarks.placement.budgeted import PRICES, STEP
 from tools.benchmarks.placement.rewriting import NEVER, Held, writes_needed
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from controlplane.planner import Topology
     from schemas.placement import Placement
 
-STEP = 0.01
-"""Between the pressures looked at, as a share of the lowest."""
-PRICES = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 80)])
-"""Of one write, in mean loads: the bound on the mean is the best that one of them gives."""
 ROUNDS = 4
 """In which every layer is looked at once more, where it matters to the mean."""
 BISECTIONS = 3
