@@ -35,7 +35,7 @@ def observe(state: State, event: Event) -> State:
             return replace(state, fence=0, writing=False, noticed={}, **UNASKED)
         case Written():
             state = replace(state, writing=False)
-            return timed(fold(state, written_changes(event, state)), event) if event.revision else state
+            return _timed(fold(state, written_changes(event, state)), event) if event.revision else state
         case Planned():
             return replace(state, answer=event) if event.question is state.question else state
         case _:
@@ -92,7 +92,7 @@ def written_changes(event: Written, state: State) -> list[Change]:
     return [Change(kind, name, value, revision) for kind, name, value in values]
 
 
-def timed(state: State, event: Written) -> State:
+def _timed(state: State, event: Written) -> State:
     """A commit ends with the transaction; written down with the recovery's next write, for the trace's sake.
 
     The watch may have told of the transaction before its answer came.
