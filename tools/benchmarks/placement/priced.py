@@ -8,6 +8,7 @@ are. What is needed falls as the pressure rises, so pressures that lie between t
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from controlplane.planner import Topology
     from schemas.placement import Placement
 
+SECONDS = 900.0
+"""After which nothing more is looked at: what follows from what is known then is a bound as well."""
 ROUNDS = 4
 """In which every layer is looked at once more, where it matters to the mean."""
 BISECTIONS = 3
@@ -31,13 +34,16 @@ BISECTIONS = 3
 class _Layer:
     """What is known of the writes that one layer needs, by pressure: the lower the pressure, the more."""
 
-    def __init__(self, held: Held, lowest: float) -> None:
+    def __init__(self, held: Held, lowest: float, deadline: float) -> None:
         self.held = held
+        self.deadline = deadline
         self.lowest = lowest
         self.known: dict[float, int] = {}
 
     def look(self, level: float) -> int:
-        """Find out for one pressure."""
+        """Find out for one pressure, while there is time."""
+        if level not in self.known and time.monotonic() > self.deadline:
+            return self.at_least(level)
         if level not in self.known:
             self.known[level] = NEVER if level < self.lowest else writes_needed(self.held, level)
         return self.known[level]
@@ -90,8 +96,9 @@ def least_with_budget(
     ((slots, _),) = kinds
     ranks = [spec.rank for spec in left.usable]
     scaled = load / (load.sum(axis=1) / len(ranks))[:, None]
+    deadline = time.monotonic() + SECONDS
     layers = [
-        _Layer(Held([sorted(set(row[row != EMPTY].tolist())) for row in table], demand, slots), float(low))
+        _Layer(Held([sorted(set(row[row != EMPTY].tolist())) for row in table], demand, slots), float(low), deadline)
         for table, demand, low in zip(live.slots[:, ranks], scaled, lowest, strict=True)
     ]
     for layer, level in zip(layers, reached, strict=True):
