@@ -5,6 +5,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/bindings.hpp"
+#include "cpu/heir.hpp"
 #include "kernels/kernels.hpp"
 
 namespace py = pybind11;
@@ -36,5 +37,13 @@ PYBIND11_MODULE(_native, module) {
   eep::bind_group(module);
   eep::bind_experts(module);
   module.def("isa", [] { return eep::kernels().name; });
+  module.def(
+      "leave_heir",
+      [](double linger_s) {
+        eep::HeirOptions options;
+        options.linger_ns = static_cast<eep::u64>(linger_s * 1e9);
+        return eep::leave_heir(options);
+      },
+      py::kw_only(), py::arg("linger_s") = 0.1);
   module.def("checksum", &checksum_of, py::arg("buffer"));
 }

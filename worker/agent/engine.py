@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
     from schemas.config import Config
     from schemas.messages import ToEngine
-    from schemas.vocabulary import Epoch, Incarnation, Rank
+    from schemas.vocabulary import Epoch, Incarnation, Rank, Stamp
     from worker.agent.events import Event
 
 log = logging.getLogger(__name__)
 
-_CLEAR_AFTER_S = 0.3
-"""A recovery is over by then; finding and ending what a dead engine leaves takes ten milliseconds of a core or more."""
+_CLEAR_AFTER_S = 0.5
+"""A recovery is over by then, and most of the dead engine's memory given back (``native.leave_heir``); finding and
+ending what it leaves takes ten milliseconds of a core or more."""
 
 
 class Engine:
@@ -129,10 +130,10 @@ class Engine:
         """Send, in order; a message to an engine that is gone is dropped."""
         self._outbox.put_nowait((self._incarnation, message))
 
-    def call_off(self, epoch: Epoch) -> None:
-        """Abandon steps under earlier epochs."""
+    def call_off(self, stamp: Stamp) -> None:
+        """Abandon steps under earlier versions."""
         if self._control is not None:
-            self._control.abort(epoch)
+            self._control.abort(stamp)
 
     def committed(self, epoch: Epoch) -> None:
         """Make known that an epoch is decided."""
