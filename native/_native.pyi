@@ -181,6 +181,11 @@ class Table:
     @property
     def missing(self) -> list[tuple[int, int]]:
         """(layer, expert) pairs without a replica on an active rank."""
+    def without(self, rank: int, *, epoch: int) -> Table:
+        """Leave out one active rank, as version ``epoch``; an expert's other replicas keep their proportions.
+
+        The result equals the table that would be built from the same replica lists without that rank.
+        """
 
 @final
 class SyncRow:
@@ -407,6 +412,19 @@ def swiglu(w13: Any, w2: Any, rows: Any, slots: Any, weights: Any, out: Any) -> 
     Raises:
         ValueError: an argument of another shape or dtype, or with gaps.
         IndexError: a slot that is none.
+    """
+
+def leave_heir(*, linger_s: float = 0.1) -> int:
+    """Let a child process share this one's memory, and give it back slowly once this process has died; the child's pid.
+
+    Otherwise the kernel gives a dead process's memory back at once, on the cores that its peers recover on. The child
+    holds no descriptor, takes no signal but SIGKILL, and ends by itself.
+
+    Args:
+        linger_s: from the death until it begins to give back.
+
+    Raises:
+        OSError: the kernel refused.
     """
 
 def checksum(buffer: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.records import AckPhase, Suspicion
-from schemas.vocabulary import Cut, Epoch, Expert, Incarnation, Layer, Member, Rank, Slot, SourceTier
+from schemas.vocabulary import Cut, Epoch, Expert, Incarnation, Layer, Member, Rank, Slot, SourceTier, Stamp
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -50,6 +50,8 @@ class Prepare(_Message, frozen=True, kw_only=True):
     """Link, load and stage ``epoch`` without touching what the live table references; answered by ``Prepared``."""
 
     epoch: Epoch
+    stamp: Stamp = 0
+    """What the data plane calls it; 0 only in what earlier versions wrote."""
     members: tuple[Member, ...]
     peers: tuple[Peer, ...]
     placement: bytes
@@ -63,6 +65,7 @@ class Commit(_Message, frozen=True, kw_only=True):
     """``epoch`` is decided: cross at the next common step boundary, or at once when the cut is ABORT."""
 
     epoch: Epoch
+    stamp: Stamp = 0
     cut: Cut
 
 

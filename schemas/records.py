@@ -8,7 +8,19 @@ from __future__ import annotations
 
 import msgspec
 
-from schemas.vocabulary import Cut, Epoch, Evidence, Fence, Incarnation, Member, Rank, RankState, SourceTier
+from schemas.vocabulary import (
+    Cut,
+    Epoch,
+    Evidence,
+    Fence,
+    Incarnation,
+    Member,
+    Rank,
+    RankState,
+    SourceTier,
+    Stamp,
+    stamp_of,
+)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -93,6 +105,15 @@ class EpochVersion(msgspec.Struct, frozen=True, kw_only=True):
     ``Placement.missing(active)`` says which."""
     deadline_unix_ns: int = 0
     """By when the acknowledgements must be in, 0 for none."""
+    shrinks: Epoch = 0
+    """The epoch before, when this is that one without the rank ``without`` and nothing else changes: ranks may have
+    gone on that way before it was decided. 0 when it is a version of its own."""
+    without: Rank = -1
+
+    @property
+    def stamp(self) -> Stamp:
+        """What the data plane calls it."""
+        return stamp_of(self.shrinks, without=self.without) if self.shrinks else stamp_of(self.epoch)
 
 
 class EpochRecord(Record, frozen=True, kw_only=True):

@@ -15,6 +15,8 @@ import msgspec
 Rank: TypeAlias = int
 Incarnation: TypeAlias = int
 Epoch: TypeAlias = int
+Stamp: TypeAlias = int
+"""What tags on the wire carry of the version that a step runs under (``stamp_of``); orders versions as epochs do."""
 Fence: TypeAlias = int
 """The create_revision of the leader's key: grows with every election, so a deposed leader's writes fail."""
 Layer: TypeAlias = int
@@ -24,6 +26,16 @@ Slot: TypeAlias = int
 MAX_RANKS = 128
 IDS_ONLY = "eep_ids_only"
 """Among a request's ``custom_params``: who asks a rank makes the text himself."""
+
+
+def stamp_of(epoch: Epoch, *, without: Rank = -1) -> Stamp:
+    """The version decided as ``epoch``; or what is left of that one once the rank ``without`` is gone.
+
+    The latter needs no decision to be known: ranks that see the same death run their step again under the same stamp
+    while the leader decides, and it lies between those of ``epoch`` and of all later ones. 32 bits on the wire: epochs
+    below 2**24.
+    """
+    return epoch * 2 * MAX_RANKS + without + 1
 
 
 class RankState(StrEnum):

@@ -34,9 +34,12 @@ AGAIN_S = 0.02
 class BareRank:
     """A rank without an engine: it registers, follows the epoch and acknowledges at once what the record asks."""
 
-    def __init__(self, etcd: Etcd, keys: Keys, rank: Rank, *, incarnation: int = 1, host: str = "") -> None:
+    def __init__(
+        self, etcd: Etcd, keys: Keys, rank: Rank, *, incarnation: int = 1, host: str = "", slots: int = SLOTS
+    ) -> None:
         self.etcd, self.keys, self.rank, self.incarnation = etcd, keys, rank, incarnation
         self.host = host or f"host-{rank}"
+        self.slots = slots
         self.lease = 0
         """Id of the lease that everything stands on; set it before ``register``."""
         self.record: EpochRecord | None = None
@@ -48,7 +51,7 @@ class BareRank:
             rank=self.rank,
             incarnation=self.incarnation,
             host=self.host,
-            slots=SLOTS,
+            slots=self.slots,
             layers=LAYERS,
             experts=EXPERTS,
             expert_bytes=1000,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 HOLD = SECOND
 """After a change was rolled back the next one waits this long, so that a lasting obstacle does not make a storm."""
+EVEN_AFTER = 5 * SECOND
+"""Until then the lost rank's requests are being resumed, which is no moment for one more change."""
 
 
 def formation(case: Case) -> Write | Wait | State | None:
@@ -196,6 +198,29 @@ def redundancy(case: Case) -> Write | State | None:
     return changes.prepare(
         state, record.committed.members, placement, reason=f"spare slots are filled again; {plan.reason}"
     )
+
+
+def evening(case: Case) -> Write | State | None:
+    """After a loss that only took a rank out: spread its share of the tokens anew, once the recovery is long over."""
+    state, record, live = case.state, case.state.record, case.state.live
+    if record is None or live is None or not record.committed.shrinks or not case.automatic:
+        return None
+    tag, done = f"uneven:{record.committed.epoch}", f"evened:{record.committed.epoch}"
+    if done in state.noticed or _held_back(state):
+        return None
+    state = state if tag in state.noticed else state.forget("uneven:").notice(tag)
+    if not state.lasts(tag, EVEN_AFTER):
+        return state
+    state = state.forget("evened:").notice(done)
+    plan, _ = _repair(replace(case, state=state), sorted(state.members), urgent=True)
+    if plan is None:
+        return state
+    base = widened(live, rows=plan.placement.max_ranks, slots=plan.placement.slots_per_rank)
+    placement = toward(live=base, target=plan.placement, members=state.members)
+    if placement == base or placement.missing(state.members):
+        return state
+    reason = f"the tokens are spread evenly over the copies that are left; {plan.reason}"
+    return changes.prepare(state, record.committed.members, placement, reason=reason)
 
 
 def _held_back(state: State) -> bool:

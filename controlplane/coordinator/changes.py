@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
-from controlplane.coordinator.holdings import holdings, only, widened
+from controlplane.coordinator.holdings import holdings, only, widened, without
 from controlplane.coordinator.membership import held_now, instance_of
 from controlplane.coordinator.ranks import amended, lost
 from controlplane.coordinator.state import SECOND, Write
 from schemas.operations import PastEpoch, Phase, Recovery
+from schemas.placement import EMPTY, Placement
 from schemas.records import EpochRecord, EpochVersion
 from schemas.vocabulary import Cut, Member
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from controlplane.coordinator.blame import Verdict
     from controlplane.coordinator.planning import Instance, Planner
     from controlplane.coordinator.state import State
-    from schemas.placement import Placement
     from schemas.records import Status
     from schemas.vocabulary import Epoch, Rank
 
@@ -66,9 +67,16 @@ def abort(state: State, verdict: Verdict, *, planner: Planner, reason: str, dete
     excluded = {blame.rank for blame in verdict.excluded}
     members = tuple(m for m in record.committed.members if m.rank not in excluded)
     held = held_now(state)
-    placement, missing, why = repaired(state, [m.rank for m in members], planner=planner)
+    rest = shrunk(state, excluded)
+    placement, missing, why = (
+        repaired(state, [m.rank for m in members], planner=planner)
+        if rest is None
+        else (rest, 0, "every expert has a copy on the ranks that are left")
+    )
     version = EpochVersion(
         epoch=state.next_epoch,
+        shrinks=0 if rest is None else record.committed.epoch,
+        without=-1 if rest is None else min(excluded),
         members=members,
         placement=placement.digest if placement else "",
         cut=Cut.ABORT,
@@ -112,6 +120,25 @@ def abort(state: State, verdict: Verdict, *, planner: Planner, reason: str, dete
         past=past(state, version, recovery),
         recoveries=(recovery, *superseded(state, version.epoch)),
     )
+
+
+def shrunk(state: State, lost: Collection[Rank]) -> Placement | None:
+    """The committed table without its one lost rank, where no expert goes with it; None where more has to be done.
+
+    The ranks that are left come to it by themselves as soon as they see the death (``EpochVersion.shrinks``), so it is
+    preferred to one that spreads the load better: that one follows as a planned change (``beginning.evening``).
+    """
+    live, held, record = state.live, held_now(state), state.record
+    if len(lost) != 1 or live is None or held is None or record is None or record.committed.missing:
+        return None
+    staying = [rank for rank in sorted(state.members) if rank not in lost]
+    rest = without(widened(live, rows=held.max_ranks, slots=held.slots_per_rank), *lost)
+    # What a change that is given up has begun to write, or not acknowledged, is not known to be there.
+    known = widened(held, rows=rest.max_ranks, slots=rest.slots_per_rank).slots
+    if not staying or ((rest.weights > 0) & (rest.slots != known)).any() or rest.missing(staying):
+        return None
+    slots = np.where(rest.slots == known, rest.slots, EMPTY)
+    return Placement(slots=slots, weights=rest.weights, n_experts=rest.n_experts)
 
 
 def repaired(state: State, ranks: list[Rank], *, planner: Planner) -> tuple[Placement | None, int, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from controlplane.coordinator import changes
-from controlplane.coordinator.beginning import formation, membership, rebalancing, redundancy, restoration
+from controlplane.coordinator.beginning import evening, formation, membership, rebalancing, redundancy, restoration
 from controlplane.coordinator.blame import Verdict, judge
 from controlplane.coordinator.case import Case, Wait
 from controlplane.coordinator.folding import observe
@@ -222,5 +222,6 @@ RULES: tuple[Callable[[Case], Write | Wait | State | None], ...] = (
     membership,
     rebalancing,
     redundancy,
+    evening,
     housekeeping,
 )

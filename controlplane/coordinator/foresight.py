@@ -1,9 +1,9 @@
 """Repairs worked out before the loss, so that a recovery does not wait for its plan.
 
-While nothing is under way the leader plans the loss of every rank and of every host with several; in a large instance
-that of the likeliest. What it remembers is the answer to one question: these ranks with these speeds and sources,
-holding this, under a load like this. A question that differs in anything else is planned as ever, so nothing needs to
-be called off when the instance changes.
+While nothing is under way the leader plans the loss of every rank that takes an expert's only copy along, and of every
+host with several; in a large instance that of the likeliest. What it remembers is the answer to one question: these
+ranks with these speeds and sources, holding this, under a load like this. A question that differs in anything else is
+planned as ever, so nothing needs to be called off when the instance changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from controlplane.coordinator.changes import repair_of, running
+from controlplane.coordinator.changes import repair_of, running, shrunk
 from controlplane.coordinator.membership import load_of
 from controlplane.coordinator.state import SECOND
 from schemas.vocabulary import RankState
@@ -83,6 +83,8 @@ class Foresight:
             return
         self._load, kept = _load(state), {}
         for name, lost in _losses(state):
+            if shrunk(state, lost) is not None:
+                continue  # nothing is planned for it
             asked = repair_of(state, [rank for rank in sorted(state.members) if rank not in lost])
             if asked is None:
                 continue

@@ -79,6 +79,13 @@ def only(held: Placement, ranks: Iterable[Rank]) -> Placement:
     return as_holdings(slots, held.n_experts)
 
 
+def without(placement: Placement, rank: Rank) -> Placement:
+    """``placement`` without one rank; the weights of the others stay, so their proportions do."""
+    slots, weights = placement.slots.copy(), placement.weights.copy()
+    slots[:, rank], weights[:, rank] = EMPTY, 0
+    return Placement(slots=slots, weights=weights, n_experts=placement.n_experts)
+
+
 def routed(held: Placement, live: Placement | None) -> Placement:
     """``held`` with weight 0 where the live table does not use a slot: that may be written without a flip before."""
     if live is None:

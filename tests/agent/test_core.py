@@ -22,7 +22,7 @@ from schemas.messages import (
     Ready,
 )
 from schemas.records import Ack, AckPhase, EpochRecord, EpochVersion, FaultReport, Registration, Suspicion
-from schemas.vocabulary import Cut, Evidence, Member, SourceTier
+from schemas.vocabulary import Cut, Evidence, Member, SourceTier, stamp_of
 from worker.agent.core import Policy, State, decide
 from worker.agent.events import (
     Begin,
@@ -101,7 +101,16 @@ def up(*incarnations):
 def prepare(epoch, *incarnations, cut=Cut.PLANNED):
     named = version(epoch, *incarnations, cut=cut)
     return Send(
-        Prepare(epoch=epoch, members=named.members, peers=(), placement=b"p", loads=(), cut=cut, deadline_s=9.0)
+        Prepare(
+            epoch=epoch,
+            stamp=named.stamp,
+            members=named.members,
+            peers=(),
+            placement=b"p",
+            loads=(),
+            cut=cut,
+            deadline_s=9.0,
+        )
     )
 
 
@@ -124,7 +133,7 @@ def test_a_fresh_rank_registers_prepares_and_crosses_into_the_first_epoch():
     state, actions = follow(state, Heard(0.3, Prepared(epoch=1, ok=True)))
     assert actions == [Publish(Ack(rank=1, incarnation=7, epoch=1, prepared=True))]
     state, actions = follow(state, seen(version(1, 3, 7)))
-    assert actions == [Committed(1), Send(Commit(epoch=1, cut=Cut.PLANNED))]
+    assert actions == [Committed(1), Send(Commit(epoch=1, stamp=stamp_of(1), cut=Cut.PLANNED))]
     state, actions = follow(state, Heard(0.4, Activated(epoch=1, step=4, waited_ms=0.1)))
     assert actions == [
         Publish(Ack(rank=1, incarnation=7, epoch=1, prepared=True, activated=True, step=4)),
@@ -135,10 +144,10 @@ def test_a_fresh_rank_registers_prepares_and_crosses_into_the_first_epoch():
 def test_loss_of_a_peer_calls_the_step_off_before_anything_else():
     _, actions = follow(up(), seen(version(2, 0, 7, cut=Cut.ABORT)))
     assert actions == [
-        CallOff(2),
+        CallOff(stamp_of(2)),
         prepare(2, 0, 7, cut=Cut.ABORT),
         Committed(2),
-        Send(Commit(epoch=2, cut=Cut.ABORT)),
+        Send(Commit(epoch=2, stamp=stamp_of(2), cut=Cut.ABORT)),
     ]
 
 
@@ -235,7 +244,7 @@ def let_go():
 def test_an_engine_that_was_let_go_is_asked_back_only_when_it_has_crossed_out():
     """Until then it runs under the table whose slots the next preparation may write (invariant 1)."""
     state, actions = follow(let_go(), seen(version(2, 3), version(3, 3, 7)))
-    assert actions == [CallOff(2)], "nobody waits for it any more, and the flip may never come"
+    assert actions == [CallOff(stamp_of(2))], "nobody waits for it any more, and the flip may never come"
     _, actions = follow(state, Heard(2.4, Activated(epoch=2, step=9, waited_ms=0.1)))
     parked = Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9)
     assert actions == [Publish(parked), prepare(3, 3, 7)]
@@ -253,7 +262,7 @@ def test_an_engine_that_crossed_out_before_its_agent_heard_of_the_commit_is_aske
 
 
 def test_a_released_engine_leaves_the_step_whose_flip_an_abort_made_needless():
-    assert follow(let_go(), seen(version(3, 3, cut=Cut.ABORT)))[1] == [CallOff(2)]
+    assert follow(let_go(), seen(version(3, 3, cut=Cut.ABORT)))[1] == [CallOff(stamp_of(2))]
 
 
 def test_a_rank_that_leaves_while_it_crosses_out_stays_for_the_flip():
@@ -275,7 +284,7 @@ def test_a_planned_farewell_waits_for_the_last_request_and_parks_the_engine_whic
     state, actions = follow(state, Heard(2.3, status()))
     assert actions == [Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=True))]
     state, actions = follow(state, seen(version(2, 3)))
-    assert actions == [Committed(2), Send(Commit(epoch=2, cut=Cut.PLANNED))]
+    assert actions == [Committed(2), Send(Commit(epoch=2, stamp=stamp_of(2), cut=Cut.PLANNED))]
     state, actions = follow(state, Heard(2.4, Activated(epoch=2, step=9, waited_ms=0.1)))
     assert actions == [Publish(Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9))]
     assert follow(state, seen(version(3, 4)))[1] == [], "others' epochs are not its business"
@@ -288,7 +297,9 @@ def test_a_rank_that_leaves_is_drained_and_then_exits():
     assert actions == [asked, Send(Drain(deadline_s=20.0)), WakeAt(23.0)]
     state, _ = follow(state, seen(version(1, 3, 7), version(2, 3)), Heard(4.0, Prepared(epoch=2, ok=True)))
     state, actions = follow(state, seen(version(2, 3)))
-    assert actions == [Committed(2), Send(Commit(epoch=2, cut=Cut.PLANNED))], "it takes part in the flip"
+    assert actions == [Committed(2), Send(Commit(epoch=2, stamp=stamp_of(2), cut=Cut.PLANNED))], (
+        "it takes part in the flip"
+    )
     parked = Ack(rank=1, incarnation=7, epoch=2, prepared=True, activated=True, step=9)
     assert follow(state, Heard(5.0, Activated(epoch=2, step=9, waited_ms=0.1)))[1] == [
         Publish(parked),

@@ -16,7 +16,7 @@ from schemas.keys import Keys
 from schemas.messages import Activated, Ask, Commit, Drain, EngineStatus, Hello, Prepare, Prepared, Ready
 from schemas.placement import Placement
 from schemas.records import Ack, EpochRecord, EpochVersion, FaultReport, Registration
-from schemas.vocabulary import Cut, Evidence, Member, SourceTier
+from schemas.vocabulary import Cut, Evidence, Member, SourceTier, stamp_of
 from tools.etcd.local import LocalEtcd
 from worker.agent.core import Policy, State
 from worker.agent.epochs import EpochFollower
@@ -78,8 +78,8 @@ class ScriptedEngine:
         elif isinstance(message, Drain | Ask):
             self.say(EngineStatus(epoch=1, prepared=1, step=1, running=0, waiting=0, draining=True))
 
-    def call_off(self, epoch):
-        self.called_off.append(epoch)
+    def call_off(self, stamp):
+        self.called_off.append(stamp)
 
     def committed(self, epoch):
         pass
@@ -201,7 +201,7 @@ async def test_an_abort_reaches_the_engine_before_the_plan(etcd, engine):
     me = await in_epoch_one(etcd, engine)
     await publish(etcd, committed=version(2, me, cut=Cut.ABORT), loading=True, held=PLACEMENT.digest)
     await record(etcd, KEYS.ack(2, 0), Ack, lambda ack: ack.activated)
-    assert engine.called_off == [2]
+    assert engine.called_off == [stamp_of(2)]
     prepare = next(message for message in engine.sent if isinstance(message, Prepare) and message.epoch == 2)
     assert prepare.loads == (), "everything is held already"
 

@@ -27,8 +27,9 @@ class Counting(LoadAwarePlanner):
         return super().repair(instance, held=held, urgent=urgent)
 
 
-def formed(ranks: int = 4, **more) -> Instance:
-    instance = Instance(**more)
+def formed(ranks: int = 4, *, slots: int = 3) -> Instance:
+    """By default each rank holds an expert that no other one holds."""
+    instance = Instance(slots=slots)
     instance.asked = Counting()
     instance.planner = Foresight(instance.asked)
     instance.form(ranks)
@@ -52,6 +53,14 @@ def test_every_rank_and_every_host_is_planned_for_once():
     assert look_ahead(instance) == ["rank 0", "rank 1", "rank 2", "rank 3", "host h0", "host h1"]
     assert not instance.planner.due(instance.state)
     assert list(instance.planner.ahead(instance.state)) == []
+
+
+def test_a_loss_that_only_takes_a_rank_out_needs_no_plan():
+    instance = formed(slots=4)
+    assert look_ahead(instance) == ["host h0", "host h1"]
+    before = instance.asked.repairs
+    instance.report(1, (1, Evidence.DEAD))
+    assert (instance.asked.repairs, instance.state.record.committed.without) == (before, 1)
 
 
 @pytest.mark.parametrize("rank", range(4))
@@ -83,7 +92,7 @@ def test_a_host_whose_leases_end_together_is_answered_from_memory_too():
 
 
 def test_a_second_loss_is_planned_for_after_the_first():
-    instance = formed(5)
+    instance = formed(5, slots=2)
     look_ahead(instance)
     instance.report(4, (4, Evidence.DEAD))
     assert not instance.planner.due(instance.state)  # the survivors still cross
@@ -96,7 +105,7 @@ def test_a_second_loss_is_planned_for_after_the_first():
 
 
 def test_an_epoch_makes_its_answers_void():
-    instance = formed()
+    instance = formed(slots=2)
     look_ahead(instance)
     instance.register(4)
     instance.work()
@@ -162,7 +171,7 @@ def test_nothing_is_planned_ahead_while_a_change_is_under_way_or_by_a_follower()
 
 def test_in_a_large_instance_the_likeliest_are_planned_for_those_in_trouble_first(monkeypatch):
     monkeypatch.setattr(foresight, "LIKELIEST", 3)
-    instance = formed(10)
+    instance = formed(8, slots=1)
     assert look_ahead(instance) == ["rank 0", "rank 1", "rank 2", "host h0", "host h1", "host h2"]
     instance.report(7, (7, Evidence.DEAD))
     instance.work()

@@ -35,8 +35,8 @@ async def at_once(work, *arguments):
 class Rank(BareRank):
     """Remembers the epochs that it crossed into."""
 
-    def __init__(self, etcd, rank, *, keys=KEYS, incarnation=1):
-        super().__init__(etcd, keys, rank, incarnation=incarnation)
+    def __init__(self, etcd, rank, *, keys=KEYS, incarnation=1, **more):
+        super().__init__(etcd, keys, rank, incarnation=incarnation, **more)
         self.epochs: list[int] = []
 
     async def run(self):
@@ -81,8 +81,8 @@ class World:
         self.tasks[name] = asyncio.create_task(coordinator.run())
         return coordinator
 
-    def rank(self, rank, incarnation=1):
-        worker = Rank(self.client(f"rank{rank}"), rank, keys=self.keys, incarnation=incarnation)
+    def rank(self, rank, incarnation=1, **more):
+        worker = Rank(self.client(f"rank{rank}"), rank, keys=self.keys, incarnation=incarnation, **more)
         self.ranks[rank] = worker
         self.tasks[f"rank{rank}"] = asyncio.create_task(worker.run())
         return worker
@@ -186,7 +186,7 @@ async def test_a_loss_is_planned_for_before_it_happens(shared_etcd):
     async with EtcdClient(EtcdConfig(endpoints=shared_etcd.endpoints)) as etcd, world_of(lambda _: etcd, keys) as world:
         world.replica("a")
         for rank in range(4):
-            world.rank(rank)
+            world.rank(rank, slots=3)  # each holds an expert that no other one holds
         await world.members(0, 1, 2, 3)
         await asyncio.sleep(1.5)
         await world.ranks[2].dies()

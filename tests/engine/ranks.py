@@ -8,7 +8,7 @@ import numpy as np
 from native import _native
 from schemas.messages import Peer, Prepare
 from schemas.placement import EMPTY, Placement
-from schemas.vocabulary import Cut, Member
+from schemas.vocabulary import Cut, Member, stamp_of
 from tests.engine.test_checkpoint import write
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.links import Links
@@ -131,11 +131,12 @@ class Ranks:
         slots[:, :, half * width : (half + 1) * width] = dealt.slots
         return Placement(slots=slots, weights=np.where(slots == EMPTY, 0, 1).astype(np.uint16), n_experts=EXPERTS)
 
-    def prepare(self, epoch, placement, ranks, *, cut=Cut.PLANNED, also=(), deadline_s=5.0):
+    def prepare(self, epoch, placement, ranks, *, cut=Cut.PLANNED, also=(), deadline_s=5.0, stamp=0):
         """Ask the members (and ``also``) to prepare; their answers by rank."""
         members = tuple(self.engines[rank].member for rank in ranks)
         request = Prepare(
             epoch=epoch,
+            stamp=stamp or stamp_of(epoch),
             members=members,
             peers=tuple(
                 Peer(rank=m.rank, incarnation=m.incarnation, host="h", link_address=self.engines[m.rank].address)
@@ -150,10 +151,10 @@ class Ranks:
             self.engines[rank].preparing.submit(request)
         return {rank: self.engines[rank].answer(epoch) for rank in asked}
 
-    def commit(self, epoch, ranks, cut=Cut.PLANNED):
+    def commit(self, epoch, ranks, cut=Cut.PLANNED, *, stamp=0):
         for rank in ranks:
             self.engines[rank].control.commit(epoch)
-            self.engines[rank].membership.commit(epoch, cut)
+            self.engines[rank].membership.commit(epoch, cut, stamp=stamp or stamp_of(epoch))
 
     def step(self, tokens):
         """Every rank of ``tokens`` (rank → tokens) enters a step; their rounds."""

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from native import _native
 from schemas.messages import Commit, Drain, EngineStatus, Hello, Peer, Prepare
-from schemas.vocabulary import Cut
+from schemas.vocabulary import Cut, stamp_of
 from tests.engine.ranks import Ranks
 from worker.engine.client import EngineClient, EngineGoneError
 from worker.engine.control import Control
@@ -72,13 +72,14 @@ async def test_an_engine_is_led_into_its_first_epoch_and_drained(tmp_path, ranks
         assert (await client.wait(lambda: client.ready, within_s=5)).serve_url == url
 
         request = Prepare(
-            epoch=1, members=(engine.member,), placement=ranks.placement([0]).wire, cut=Cut.PLANNED, deadline_s=5.0,
+            epoch=1, stamp=stamp_of(1), members=(engine.member,), placement=ranks.placement([0]).wire,
+            cut=Cut.PLANNED, deadline_s=5.0,
             peers=(Peer(rank=0, incarnation=1, host="h", link_address=engine.address),),
         )  # fmt: skip
         prepared = await client.prepare(request)
         assert prepared.ok, prepared.error
         assert [phase.slots for phase in prepared.loads] == [12]
-        await client.send(Commit(epoch=1, cut=Cut.PLANNED))
+        await client.send(Commit(epoch=1, stamp=stamp_of(1), cut=Cut.PLANNED))
         while not engine.lockstep.wanted():
             await asyncio.sleep(0.01)
         assert await asyncio.to_thread(engine.lockstep.enter, 3) == 1

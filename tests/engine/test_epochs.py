@@ -5,7 +5,7 @@ import pytest
 
 from schemas.messages import Activated
 from schemas.placement import EMPTY, Placement
-from schemas.vocabulary import Cut
+from schemas.vocabulary import Cut, stamp_of
 from tests.engine.ranks import EXPERTS, Ranks
 
 
@@ -113,7 +113,7 @@ def test_a_returning_rank_is_linked_anew_and_its_former_self_is_refused(ranks):
 def test_who_is_in_no_epoch_gets_no_link(ranks):
     first_epoch(ranks, [0, 1])
     stranger = ranks.engines[2]
-    stranger.preparing._membership.begin(5, (stranger.member, ranks.engines[0].member), Cut.PLANNED)
+    stranger.preparing._membership.begin(5, (stranger.member, ranks.engines[0].member), Cut.PLANNED, stamp=stamp_of(5))
     with pytest.raises(Exception, match="rank 0: rank 2 incarnation 3 is in no epoch known here"):
         stranger.links.connect_all([_peer(ranks, 0)], epoch=5, go_on=lambda: False)
 

@@ -19,7 +19,7 @@ from msgspec import structs
 from native import _native
 from schemas.messages import Commit, Load, Peer, Prepare
 from schemas.placement import Placement
-from schemas.vocabulary import Cut, Member
+from schemas.vocabulary import Cut, Member, stamp_of
 from worker.engine.client import EngineClient, EngineGoneError
 from worker.engine.launch import EngineConfig, EngineProcess, free_port
 from worker.engine.settings import EngineSettings, Missing
@@ -235,9 +235,10 @@ class BareCluster:
         epoch = self.epoch
         if cut is Cut.ABORT:
             for engine in asked:
-                engine.control.abort(epoch)
+                engine.control.abort(stamp_of(epoch))
         request = Prepare(
             epoch=epoch,
+            stamp=stamp_of(epoch),
             members=members,
             peers=tuple(self._peer(member) for member in members),
             placement=placement.wire,
@@ -260,7 +261,7 @@ class BareCluster:
     async def _commit(self, engines: list[Engine], epoch: Epoch, cut: Cut) -> None:
         for engine in engines:
             engine.control.commit(epoch)
-            await engine.client.send(Commit(epoch=epoch, cut=cut))
+            await engine.client.send(Commit(epoch=epoch, stamp=stamp_of(epoch), cut=cut))
 
     @staticmethod
     async def _crossed(engine: Engine, epoch: Epoch, within_s: float) -> None:

@@ -7,15 +7,16 @@ The ``Fabric`` runs steps: one completes only if every member of an epoch is the
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from controlplane.coordinator.holdings import without
 from schemas.messages import Activated, Ask, Commit, Discard, EngineStatus, Fault, Hello, Prepare, Prepared, Ready
 from schemas.placement import EMPTY, Placement
 from schemas.records import AckPhase, Suspicion
-from schemas.vocabulary import Cut, Evidence, SourceTier
+from schemas.vocabulary import Cut, Evidence, SourceTier, stamp_of
 from tools.simulation.lockstep import REQUESTS, finishing, waits
 from worker.agent.events import EngineEnded, Heard
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from schemas.messages import Load, ToAgent, ToEngine
-    from schemas.vocabulary import Epoch, Incarnation, Member, Rank
+    from schemas.vocabulary import Epoch, Incarnation, Member, Rank, Stamp
     from tools.simulation.checks import Checker
     from worker.agent.events import Event
 
@@ -45,12 +46,14 @@ class Shape:
 
 @dataclass
 class _Table:
-    """One staged version."""
+    """One staged version; while it is not decided, the one before without a rank that is gone."""
 
     epoch: Epoch
+    stamp: Stamp
     members: tuple[Member, ...]
     placement: Placement
     complete: bool
+    decided: bool = True
 
 
 @dataclass
@@ -114,9 +117,9 @@ class Engine:
         if not self.stopped:
             self._hear()
 
-    def call_off(self, epoch: Epoch) -> None:
-        """Leave any step of an earlier epoch."""
-        if self.active is not None and self.active.epoch < epoch:
+    def call_off(self, stamp: Stamp) -> None:
+        """Leave any step of an earlier version."""
+        if self.active is not None and self.active.stamp < stamp:
             self.fabric.note(f"rank {self.rank} leaves the step of epoch {self.active.epoch}")
             self.active = None
             if self.staged is not None and self.staged.epoch <= self.known_commit and not self._among(self.staged):
@@ -205,7 +208,8 @@ class Engine:
                 case Prepare():
                     for task in self._work:
                         task.cancel()
-                    self._spawn(self._prepare(message))
+                    if not self._confirmed(message):
+                        self._spawn(self._prepare(message))
                 case Commit(epoch=epoch, cut=cut):
                     self._spawn(self._cross(epoch, cut))
                 case Discard(epoch=epoch):
@@ -240,6 +244,29 @@ class Engine:
         exchange_us = STEP_S * 1e6 / (2 * self.shape.layers + 1)
         return tuple(round(part * exchange_us) for part in waits(self.rank, finishing(group, table.placement)))
 
+    def _confirmed(self, asked: Prepare) -> bool:
+        """What this rank went on with is an epoch now; or it went on without another rank, and cannot follow."""
+        if self.active is None or self.active.stamp < asked.stamp:
+            return False
+        same = self.active.stamp == asked.stamp
+        self._say(Prepared(epoch=asked.epoch, ok=same, error="" if same else "went on without another rank"))
+        if same and not self.active.decided:
+            self.active, self.staged = replace(self.active, epoch=asked.epoch, decided=True), None
+            self._say(Activated(epoch=asked.epoch, step=self.steps, waited_ms=0.0))
+        return True
+
+    def _go_on_without(self, rank: Rank) -> None:
+        """Run the broken step again without the dead, ahead of the decision, where no expert is lost with them."""
+        table = self.active
+        if table is None or not table.decided or not table.complete:
+            return
+        members = tuple(member for member in table.members if member.rank != rank)
+        rest = without(table.placement, rank)
+        if not rest.missing([member.rank for member in members]):
+            stamp = stamp_of(table.epoch, without=rank)
+            self.active = _Table(table.epoch, stamp, members, rest, complete=True, decided=False)
+            self.fabric.note(f"rank {self.rank} goes on without rank {rank}")
+
     async def _prepare(self, asked: Prepare) -> None:
         placement = Placement.from_wire(asked.placement)
         missing = [(load.layer, load.expert) for load in asked.loads if not await self._load(load, asked.epoch)]
@@ -247,7 +274,8 @@ class Engine:
             self._say(Prepared(epoch=asked.epoch, ok=False, error="no source had it", missing=tuple(missing)))
             return
         ranks = [member.rank for member in asked.members]
-        self.staged = _Table(asked.epoch, asked.members, placement, complete=not placement.missing(ranks))
+        complete = not placement.missing(ranks)
+        self.staged = _Table(asked.epoch, asked.stamp, asked.members, placement, complete)
         phase = AckPhase(tier=SourceTier.CHECKPOINT, slots=len(asked.loads), bytes=0, seconds=0.0)
         self._say(Prepared(epoch=asked.epoch, ok=True, loads=(phase,) if asked.loads else ()))
 
@@ -273,6 +301,8 @@ class Engine:
         """An abort is crossed into as soon as it is prepared; a planned version with the others, by the fabric."""
         self.known_commit = max(self.known_commit, epoch)
         while self.staged is None or self.staged.epoch < epoch:
+            if self.active is not None and self.active.epoch >= epoch:
+                return
             await asyncio.sleep(0.005)
             await self._awake.wait()
         joins = self.active is None
@@ -318,6 +348,8 @@ class Engine:
                 detected_unix_ns=int((1e9 + now_s) * 1e9),
             )
         )
+        if dead:
+            self._go_on_without(peer.rank)
 
 
 def _pair(member: Member) -> tuple[Rank, Incarnation]:
@@ -343,14 +375,14 @@ class Fabric:
     def step(self) -> None:
         """One attempt of every group."""
         now_s = asyncio.get_running_loop().time()
-        groups: dict[Epoch, list[Engine]] = {}
+        groups: dict[Stamp, list[Engine]] = {}
         for engine in self.engines.values():
             if engine.alive and not engine.stopped and engine.active is not None:
-                groups.setdefault(engine.active.epoch, []).append(engine)
-        for epoch in sorted(groups):
-            self._attempt(epoch, groups[epoch], now_s)
+                groups.setdefault(engine.active.stamp, []).append(engine)
+        for stamp in sorted(groups):
+            self._attempt(groups[stamp], now_s)
 
-    def _attempt(self, epoch: Epoch, present: list[Engine], now_s: float) -> None:
+    def _attempt(self, present: list[Engine], now_s: float) -> None:
         table = present[0].active
         if table is None:
             return
@@ -362,9 +394,12 @@ class Fabric:
                     engine.complain(member, now_s=now_s)
             return
         group = [here[_pair(member)] for member in table.members]
+        epoch = max(engine.active.epoch for engine in group if engine.active)
         if table.complete:
             self.checker.stepped(epoch, group)
-            self.sampled += 1
+        if any(engine.active is None or not engine.active.decided for engine in group):
+            return  # what came out is held, and nobody begins the next step
+        self.sampled += table.complete
         for engine in group:
             engine.steps += 1
         self._flip(group, epoch)

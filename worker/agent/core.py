@@ -30,7 +30,7 @@ from schemas.messages import (
     Ready,
 )
 from schemas.records import Ack, FaultReport, Registration, Suspicion
-from schemas.vocabulary import Cut, Evidence
+from schemas.vocabulary import Cut, Evidence, stamp_of
 from worker.agent.accusing import turn
 from worker.agent.events import (
     Begin,
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
 class Policy:
     """How an agent behaves; all times in seconds."""
 
-    first_backoff_s: float = 0.2
+    first_backoff_s: float = 0.6
+    """Long enough for what the dead engine held to be given back, which a successor's start would do at once."""
     longest_backoff_s: float = 30.0
     stable_after_s: float = 60.0
     """An engine that ran this long starts its back-off anew."""
@@ -406,16 +407,16 @@ def _part(state: State, record: EpochRecord) -> Decision:
     newest = record.preparing or record.committed
     if newest.epoch <= state.parting:
         return Decision()
-    return Decision((CallOff(state.parting),), "the others went on without the flip that let us go")
+    return Decision((CallOff(stamp_of(state.parting)),), "the others went on without the flip that let us go")
 
 
 def _cross(state: State, version: EpochVersion, plan: Plan) -> tuple[State, Decision]:
     actions: list[Action] = []
     if version.cut is Cut.ABORT:
-        actions.append(CallOff(version.epoch))  # first: whoever waits in a step leaves it now
+        actions.append(CallOff(version.stamp))  # first: whoever waits in a step leaves it now
     if version.epoch > state.asked:
         actions.append(_prepare(state, version, plan))
-    actions += [Committed(version.epoch), Send(Commit(epoch=version.epoch, cut=version.cut))]
+    actions += [Committed(version.epoch), Send(Commit(epoch=version.epoch, stamp=version.stamp, cut=version.cut))]
     crossed = replace(state, asked=max(state.asked, version.epoch), crossed=version.epoch)
     if not state.among(version):  # let go: the engine parks, and may be asked back as it is
         parting = version.epoch if state.activated < version.epoch else 0  # a peer may have told the engine first
@@ -431,6 +432,7 @@ def _prepare(state: State, version: EpochVersion, plan: Plan) -> Send:
     return Send(
         Prepare(
             epoch=version.epoch,
+            stamp=version.stamp,
             members=version.members,
             peers=plan.peers,
             placement=plan.placement,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from schemas.messages import Activated, EngineStatus, Fault, Hello, Load, Peer, Prepared, Ready, ToEngine
     from schemas.records import Ack, EpochRecord, FaultReport, Registration
-    from schemas.vocabulary import Epoch, Incarnation
+    from schemas.vocabulary import Epoch, Incarnation, Stamp
 
 # --- events: each carries the time it was seen, in seconds of a monotonic clock -------------------------------------
 
@@ -140,9 +140,9 @@ class Send:
 
 @dataclass(frozen=True)
 class CallOff:
-    """Control block: steps under earlier epochs are abandoned at once."""
+    """Control block: steps under earlier versions are abandoned at once."""
 
-    epoch: Epoch
+    stamp: Stamp
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from controlplane.etcd import Etcd, Lease
     from schemas.keys import Keys
     from schemas.messages import ToEngine
-    from schemas.vocabulary import Epoch, Incarnation
+    from schemas.vocabulary import Epoch, Incarnation, Stamp
     from worker.agent.core import State
     from worker.agent.events import Action, EpochSeen, Event
     from worker.agent.story import Story
@@ -77,8 +77,8 @@ class EngineHost(Protocol):
         """Send, in order; a message to an engine that is gone is dropped."""
         ...
 
-    def call_off(self, epoch: Epoch) -> None:
-        """Abandon steps under earlier epochs."""
+    def call_off(self, stamp: Stamp) -> None:
+        """Abandon steps under earlier versions."""
         ...
 
     def committed(self, epoch: Epoch) -> None:
@@ -190,8 +190,8 @@ class Agent:
 
     def _tell_engine(self, action: CallOff | Committed | Send | FenceEngine | ClearAway) -> None:
         match action:
-            case CallOff(epoch):
-                self._engine.call_off(epoch)
+            case CallOff(stamp):
+                self._engine.call_off(stamp)
             case Committed(epoch):
                 self._engine.committed(epoch)
             case Send(message):

@@ -112,7 +112,7 @@ class Control:
             case Prepare():
                 self._preparing.submit(message)
             case Commit():
-                self._membership.commit(message.epoch, message.cut)
+                self._membership.commit(message.epoch, message.cut, stamp=message.stamp)
             case Discard():
                 self._membership.discard(message.epoch)
             case Drain():

@@ -64,10 +64,13 @@ class Lockstep:
     steps: int = 0
     abandoned_steps: int = 0
     _reported: int = field(default=0)
+    _ahead_since: float = 0.0
+    """When this rank went on ahead of a decision that it has not told yet; 0 when it has."""
 
     def wanted(self) -> bool:
         """Whether a rank without tokens has to take part now: a peer began, or an epoch is to be crossed into."""
         membership = self.membership
+        self._tell_decided()
         if membership.crossing or membership.called_off:
             return True
         return membership.current.included and self.group.sync_arrived()
@@ -78,6 +81,7 @@ class Lockstep:
         Returns only under an epoch that counts on this rank and has all experts (or may lack some, in best effort).
         A rank that left its instance, and has nothing to run, returns 0.
         """
+        self._tell_decided()
         while True:
             if not self._may_run():
                 if tokens == 0 and self._may_rest():
@@ -98,11 +102,26 @@ class Lockstep:
             return self.rounds
 
     def abandon(self, failure: StepAbandonedError) -> None:
-        """A step broke: say what was seen, then wait for the leader's next epoch and cross into it."""
+        """A step broke: say what was seen; go on without who is gone, or else wait for the leader's next epoch."""
         self.abandoned_steps += 1
         log.warning("%s", failure)
         self._report()
-        self._wait_for_epoch()
+        if not self._go_on_without(failure.suspects):
+            self._wait_for_epoch()
+
+    def hold(self) -> None:
+        """A step has run: return when the version that it ran under is decided.
+
+        Raises:
+            StepAbandonedError: something else was decided, and the step is to be run again.
+        """
+        membership = self.membership
+        while not membership.current.decided:
+            if membership.overruled:
+                raise StepAbandonedError("OVERRULED", (), -1)
+            if not membership.wait_verdict(timeout_s=_SAY_AGAIN_S):
+                log.warning("a step made without a lost rank waits for the epoch after %s", self._why())
+        self._tell_decided()
 
     # --- epochs -------------------------------------------------------------------------------------------------------
 
@@ -113,6 +132,21 @@ class Lockstep:
     def _may_rest(self) -> bool:
         """Nothing to run, and nothing to cross into: idle without an epoch, or with experts missing."""
         return not self.membership.crossing and not self.membership.called_off
+
+    def _go_on_without(self, suspects: Sequence[Rank]) -> bool:
+        """Whether the broken step can be run again now: one rank is gone, and every expert has a copy elsewhere."""
+        if self.group.look_again():
+            self._report()
+            return False
+        if len(suspects) != 1 or not self.membership.go_on_without(suspects[0]):
+            return False
+        self._ahead_since = time.monotonic()
+        return True
+
+    def _tell_decided(self) -> None:
+        """Tell once that what this rank went on with is an epoch now."""
+        if self._ahead_since and self.membership.current.decided:
+            self._crossed(self._ahead_since)
 
     def _flip(self, rows: Sequence[Row]) -> bool:
         """Cross into a committed epoch that every rank of this sync has prepared; True when we must sync again."""
@@ -158,7 +192,7 @@ class Lockstep:
         return str(view.epoch)
 
     def _crossed(self, began: float) -> None:
-        view = self.membership.current
+        view, self._ahead_since = self.membership.current, 0.0
         self.control.epoch = view.epoch
         waited_ms = (time.monotonic() - began) * 1e3
         log.info("epoch %d: %d ranks, waited %.1f ms", view.epoch, len(view.members), waited_ms)
@@ -176,11 +210,12 @@ class Lockstep:
         for rank, evidence in zip(word.suspects, word.evidence, strict=True):
             if evidence == _native.Evidence.DEAD:
                 self.bury(rank)
-        incarnations = dict(self.membership.current.identities)
+        view = self.membership.current
+        incarnations = dict(view.identities)
         waits = self.control.receive_wait_us()[: self.group.shape.max_ranks]
         self.tell(
             Fault(
-                epoch=word.epoch,
+                epoch=view.epoch,
                 step=word.step,
                 suspicions=tuple(
                     Suspicion(rank, incarnations.get(rank, 0), _EVIDENCE[evidence], f"layer {word.layer}")

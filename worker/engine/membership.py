@@ -6,26 +6,30 @@ crosses. The rules, all of ARCHITECTURE §3:
 * epochs only grow; preparing a newer one first takes back what was staged for an older one;
 * an epoch is crossed into only when it is staged here and known to be committed;
 * the slots of the table in force and of the staged table are protected; a table is in force from ``cross`` until the
-  stepping thread is parked (it has given up the step and will run nothing under that table again) or crosses onward.
+  stepping thread is parked (it has given up the step and will run nothing under that table again) or crosses onward;
+* when a rank is gone and every expert has a copy elsewhere, the others run the broken step again without it at once
+  (``go_on_without``). What comes out is held until an epoch says the same: only the leader's transaction changes who is
+  a member, but nobody has to wait for it in idleness. If it says something else, the step is run once more.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from schemas.vocabulary import Cut
+from schemas.vocabulary import Cut, stamp_of
 from worker.engine.errors import PrepareError
 from worker.engine.tables import build_table, routed_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from native import _native
     from native.plane import DataPlane
     from schemas.placement import Placement
-    from schemas.vocabulary import Epoch, Expert, Incarnation, Layer, Member, Rank
+    from schemas.vocabulary import Epoch, Expert, Incarnation, Layer, Member, Rank, Stamp
     from worker.engine.slots import SlotStore
 
 
@@ -35,17 +39,23 @@ class View:
 
     Attributes:
         epoch: its number; 0 before the first.
+        stamp: what the data plane knows it by.
+        decided: False while the ranks run ahead of the decision: ``epoch`` is then the one before.
         members: active ranks and their processes.
         included: whether this process is one of them.
         missing: (layer, expert) pairs that no member's routed slot holds.
         cut: how ranks cross into it.
+        table: its routing, where this process is a member.
     """
 
     epoch: Epoch = 0
+    stamp: Stamp = 0
+    decided: bool = True
     members: tuple[Member, ...] = ()
     included: bool = False
     missing: tuple[tuple[Layer, Expert], ...] = ()
     cut: Cut = Cut.PLANNED
+    table: _native.Table | None = None
 
     @property
     def identities(self) -> frozenset[tuple[Rank, Incarnation]]:
@@ -72,7 +82,7 @@ class Membership:
     staged: View | None = None
     _preparing: View = field(default_factory=View)
     _commit: Epoch = 0
-    _called_off: Epoch = 0
+    _called_off: Stamp = 0
     _parked: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -98,7 +108,7 @@ class Membership:
     @property
     def called_off(self) -> bool:
         """A newer epoch with an abort cut is under way: nothing may run under the current one."""
-        return self._called_off > self.current.epoch
+        return self._called_off > self.current.stamp
 
     def linkable(self) -> frozenset[tuple[Rank, Incarnation]]:
         """Who may have a link: members of the current epoch and of the one being prepared."""
@@ -106,20 +116,23 @@ class Membership:
 
     # --- the preparing thread -----------------------------------------------------------------------------------------
 
-    def begin(self, epoch: Epoch, members: tuple[Member, ...], cut: Cut) -> None:
+    def begin(self, epoch: Epoch, members: tuple[Member, ...], cut: Cut, *, stamp: Stamp) -> None:
         """An epoch is to be prepared; take back what was staged for an older one.
 
         Raises:
-            PrepareError: the epoch is not newer than the current one.
+            PrepareError: the epoch is not newer than the current one, or leaves out another rank than this engine did;
+                a version with a stamp of its own ends that.
         """
         with self._changed:
             if epoch <= self.current.epoch:
                 raise PrepareError(f"epoch {epoch} is not newer than the current {self.current.epoch}")
+            if stamp <= self.current.stamp:
+                raise PrepareError(f"epoch {epoch} leaves out one rank, this engine went on without another one")
             self.staged = None
             self.store.protect("staged", None)
-            self._preparing = View(epoch=epoch, members=members, cut=cut)
+            self._preparing = View(epoch=epoch, stamp=stamp, members=members, cut=cut)
             if cut is Cut.ABORT:
-                self._called_off = epoch
+                self._called_off = stamp
             self._changed.notify_all()
         self.on_change()
 
@@ -139,18 +152,18 @@ class Membership:
         preparing = self._preparing
         rank = self.group.rank
         included = (rank, self.group.incarnation) in preparing.identities
-        view = View(
-            epoch=preparing.epoch,
-            members=preparing.members,
+        table = build_table(placement, stamp=preparing.stamp, members=preparing.members) if included else None
+        view = replace(
+            preparing,
             included=included,
             missing=tuple(placement.missing(member.rank for member in preparing.members)),
-            cut=preparing.cut,
+            table=table,
         )
         with self._changed:
             if preparing is not self._preparing:
                 raise PrepareError(f"epoch {preparing.epoch} was superseded by {self._preparing.epoch}")
-            if included:
-                self.group.stage(build_table(placement, epoch=view.epoch, members=view.members))
+            if table is not None:
+                self.group.stage(table)
                 self.store.protect("staged", routed_slots(placement, rank)[:, : self.store.held.shape[1]])
             self.staged = view
             self._changed.notify_all()
@@ -159,14 +172,30 @@ class Membership:
 
     # --- the control thread -------------------------------------------------------------------------------------------
 
-    def commit(self, epoch: Epoch, cut: Cut) -> None:
+    def commit(self, epoch: Epoch, cut: Cut, *, stamp: Stamp) -> None:
         """An epoch is decided."""
         with self._changed:
             self._commit = max(self._commit, epoch)
             if cut is Cut.ABORT:
-                self._called_off = max(self._called_off, epoch)
+                self._called_off = max(self._called_off, stamp)
             self._changed.notify_all()
         self.on_change()
+
+    def confirm(self, epoch: Epoch, *, stamp: Stamp) -> bool:
+        """``epoch`` is decided: whether it is what this engine runs under already, ahead of the decision.
+
+        Whatever was being prepared beside it has been given up.
+        """
+        with self._changed:
+            if self.current.decided or self.current.stamp != stamp:
+                return False
+            self.current = replace(self.current, epoch=epoch, decided=True, cut=Cut.ABORT)
+            self.staged, self._preparing = None, self.current
+            self.store.protect("staged", None)
+            self._commit = max(self._commit, epoch)
+            self._changed.notify_all()
+        self.on_change()
+        return True
 
     def discard(self, epoch: Epoch) -> None:
         """A planned epoch was rolled back."""
@@ -191,6 +220,35 @@ class Membership:
             self.store.protect("live", None)
             self._changed.notify_all()
 
+    def go_on_without(self, rank: Rank) -> bool:
+        """Run on under the current epoch without ``rank``, before that is decided; False when it cannot be.
+
+        Every rank that is left comes to the same table by itself. It uses no slot that the current one does not use.
+        """
+        with self._changed:
+            view = self.current
+            held_up = self._parked or self.called_off or self.crossing or not view.decided
+            if held_up or view.table is None or view.missing or rank not in view.table.active:
+                return False
+            table = view.table.without(rank, epoch=stamp_of(view.epoch, without=rank))
+            if table.missing:
+                return False
+            self.group.stage(table)
+            self.group.activate(table.epoch)
+            members = tuple(member for member in view.members if member.rank != rank)
+            self.current = replace(view, stamp=table.epoch, decided=False, members=members, table=table)
+            return True
+
+    def wait_verdict(self, *, timeout_s: float) -> bool:
+        """Wait until it is decided what the current table is worth; False when the time was over first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.current.decided or self.overruled, timeout=timeout_s)
+
+    @property
+    def overruled(self) -> bool:
+        """Something else was decided than what this engine runs under."""
+        return self.called_off or self.crossing
+
     def wait_crossing(self, *, timeout_s: float) -> bool:
         """Wait until a newer epoch is staged and committed."""
         with self._changed:
@@ -202,8 +260,10 @@ class Membership:
             staged = self.staged
             if staged is None or staged.epoch != epoch or epoch > self.committed:
                 return False
-            if staged.included:
-                self.group.activate(epoch)
+            if staged.table is not None:
+                if self.group.staged_epoch != staged.stamp:  # another one was staged since, for a rank that went
+                    self.group.stage(staged.table)
+                self.group.activate(staged.stamp)
             self.current, self.staged, self._parked = staged, None, False
             self.store.adopt("staged", "live")
             return True

@@ -45,7 +45,11 @@ class Preparing:
         threading.Thread(target=self._work, name="eep-prepare", daemon=True).start()
 
     def submit(self, request: Prepare) -> None:
-        """Prepare this epoch next; what is being prepared for an older one is given up."""
+        """Prepare this epoch next; what is being prepared for an older one is given up.
+
+        An epoch that the engine runs under ahead of the decision is in force at once.
+        """
+        self._membership.confirm(request.epoch, stamp=request.stamp)
         with self._changed:
             if self._newest is None or request.epoch > self._newest.epoch:
                 self._newest = request
@@ -77,9 +81,12 @@ class Preparing:
             return self._newest is request and time.monotonic() < deadline
 
         membership, rank = self._membership, self._settings.rank
+        if membership.current.epoch == request.epoch:
+            self._links.keep_only(membership.linkable())
+            return Prepared(epoch=request.epoch, ok=True)
         placement = Placement.from_wire(request.placement)
         self._check(placement)
-        membership.begin(request.epoch, request.members, request.cut)
+        membership.begin(request.epoch, request.members, request.cut, stamp=request.stamp)
         self._links.keep_only(membership.linkable())
         included = any(
             member.rank == rank and member.incarnation == self._settings.incarnation for member in request.members

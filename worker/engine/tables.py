@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from schemas.placement import Placement
-    from schemas.vocabulary import Epoch, Member, Rank
+    from schemas.vocabulary import Member, Rank, Stamp
 
 
-def build_table(placement: Placement, *, epoch: Epoch, members: Iterable[Member]) -> _native.Table:
-    """Replica lists of every (layer, expert), over the members' routed slots only."""
+def build_table(placement: Placement, *, stamp: Stamp, members: Iterable[Member]) -> _native.Table:
+    """Replica lists of every (layer, expert), over the members' routed slots only.
+
+    The native side knows a version by its stamp and calls that its epoch.
+    """
     incarnations = [0] * placement.max_ranks
     for member in members:
         incarnations[member.rank] = member.incarnation
@@ -35,7 +38,7 @@ def build_table(placement: Placement, *, epoch: Epoch, members: Iterable[Member]
         slots.append(slot[order].astype(np.uint16))
         weights.append(placement.weights[layer, rank, slot][order])
     return _native.Table(
-        epoch=epoch,
+        epoch=stamp,
         active=active,
         incarnations=incarnations,
         offsets=_offsets(np.stack(counts)),

@@ -177,7 +177,9 @@ void bind_table(py::module_& module) {
            py::arg("ranks"), py::arg("slots"), py::arg("weights"))
       .def_readonly("epoch", &TableData::epoch)
       .def_property_readonly("active", [](const TableData& table) { return ranks_of(table.active); })
-      .def_property_readonly("missing", &missing_of);
+      .def_property_readonly("missing", &missing_of)
+      .def("without", [](const TableData& table, u32 rank, u64 epoch) { return std::make_shared<TableData>(without(table, rank, epoch)); },
+           py::arg("rank"), py::kw_only(), py::arg("epoch"));
 }
 
 }  // namespace

@@ -185,6 +185,7 @@ class Group {
   void suspect(u32 rank, Evidence evidence);
   Status leave(Status status);
   Status leave_suspecting(i32 layer);
+  Status leave_with(const RankMask& accused, i32 layer);
   void report_slow(u32 rank, i32 layer);
   void gossip() const;
   bool heard_gossip(RankMask& accused) const;

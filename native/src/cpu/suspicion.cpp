@@ -40,6 +40,14 @@ Status Group::leave_suspecting(i32 layer) {
   return leave(Status::kSuspect);
 }
 
+/// Leaves on the word of peers: whom they accuse this rank suspects, too.
+Status Group::leave_with(const RankMask& accused, i32 layer) {
+  for (u32 rank = 0; rank < shape_.max_ranks; ++rank) {
+    if (accused.has(rank)) suspect(rank, Evidence::kGossip);
+  }
+  return leave_suspecting(layer);
+}
+
 /// A fault seldom takes one rank alone, and no two processes of a host end at the same instant.
 bool Group::look_again() {
   if (ended_ != Status::kSuspect) return false;

@@ -68,6 +68,30 @@ TableData build_table(const TableSource& source) {
   return table;
 }
 
+TableData without(const TableData& table, u32 rank, u64 epoch) {
+  if (epoch == 0 || epoch > std::numeric_limits<u32>::max()) refuse("epoch", epoch, "must be in [1, 2**32)");
+  if (rank >= kMaxRanks || !table.active.has(rank)) refuse("rank", rank, "is not active in the table");
+  TableData rest{static_cast<u32>(epoch), table.n_layers, table.n_experts, table.active, table.incarnations, {}, {}};
+  rest.active.remove(rank);
+  rest.incarnations[rank] = 0;
+  rest.offsets.reserve(table.offsets.size());
+  rest.replicas.reserve(table.replicas.size());
+  for (u32 layer = 0; layer < table.n_layers; ++layer) {
+    const LayerView view = table.layer(layer);
+    rest.offsets.push_back(static_cast<u32>(rest.replicas.size()));
+    for (u32 expert = 0; expert < table.n_experts; ++expert) {
+      u32 before = 0, share = 0;
+      for (u32 i = view.offsets[expert]; i < view.offsets[expert + 1]; ++i) {
+        const Replica& replica = view.replicas[i];
+        if (replica.rank != rank) rest.replicas.push_back({replica.rank, replica.slot, share += replica.cumulative - before});
+        before = replica.cumulative;
+      }
+      rest.offsets.push_back(static_cast<u32>(rest.replicas.size()));
+    }
+  }
+  return rest;
+}
+
 TablePair::TablePair(const Shape& shape) : shape_(shape) {}
 
 void TablePair::stage(const TableData& table, u32 own_rank) {

@@ -33,6 +33,10 @@ struct TableSource {
 /// Checks everything that can be checked without a shape. Throws std::invalid_argument that names the field.
 TableData build_table(const TableSource& source);
 
+/// `table` without one of its ranks, as version `epoch`: what the other replicas of an expert take stays in proportion. An expert that
+/// only that rank held has none in it. Throws std::invalid_argument when the rank is not active.
+TableData without(const TableData& table, u32 rank, u64 epoch);
+
 /// Two buffers: the step side reads the current one while the control side fills the other. The caller serialises staging and
 /// activating; reading the current one needs no lock.
 class TablePair {

@@ -120,12 +120,7 @@ bool Group::disagrees(const Wait& wait, const Peer& peer) const {
 Status Group::look_around(Wait& wait) {
   if (control_->fenced()) return leave(Status::kFenced);
   if (control_->abort_epoch() > epoch()) return leave(Status::kAborted);
-  if (RankMask accused; heard_gossip(accused) && !looks_itself(wait, accused)) {
-    for (u32 rank = 0; rank < shape_.max_ranks; ++rank) {
-      if (accused.has(rank)) suspect(rank, Evidence::kGossip);
-    }
-    return leave_suspecting(wait.layer);
-  }
+  if (RankMask accused; heard_gossip(accused) && !looks_itself(wait, accused)) return leave_with(accused, wait.layer);
   bool dead = false;
   for (u32 i = 0; i < wait.pending_count; ++i) {
     const Peer& peer = peers_[wait.pending[i]];
@@ -135,8 +130,10 @@ Status Group::look_around(Wait& wait) {
       suspect(peer.rank, Evidence::kDead);
       dead = true;
     } else if (load_acquire(owner.epoch) > epoch()) {
-      // It published everything of our epoch before it moved on, so what is missing now will never come.
+      // It published everything of our epoch before it moved on, so what is missing now will never come. Whom it suspects it said
+      // before that, too.
       if (!still_missing(wait, peer)) continue;
+      if (RankMask accused; heard_gossip(accused)) return leave_with(accused, wait.layer);
       return leave(load_relaxed(owner.admitted) == options_.incarnation ? Status::kEpochSkew : Status::kFenced);
     } else if (disagrees(wait, peer) && still_missing(wait, peer)) {
       return leave(Status::kEpochSkew);
