@@ -179,6 +179,8 @@ class Carrier:
         try:
             await self._converse(route, attempt, send.body)
         except (OSError, ValueError, msgspec.MsgspecError) as error:
+            if self._attempt is not attempt:  # only the end mark was still to come
+                return
             self._broke(route, attempt, f"{type(error).__name__}: {error}")
 
     def _broke(self, route: Route, attempt: _Attempt, reason: str) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CONNECT_S = 1.0
+_NEXT_ADDRESS_S = 0.25
+"""A name may have an address that does not answer beside one that does (RFC 8305)."""
 _KEEP_S = 3.0
 """Below uvicorn's 5 s: a connection that the rank is about to close must not be taken for a request."""
 
@@ -67,20 +69,28 @@ class Connections:
         self._idle.clear()
 
     def _kept(self, url: str) -> _Connection | None:
-        """The one used last; those that were not used for long are closed."""
+        """The one used last; those that were not used for long are closed, and those that servers closed forgotten."""
         found, now = self._idle[url], time.monotonic()
         while found:
             connection = found.pop()
             if connection.free and now - connection.freed_at < _KEEP_S:
                 return connection
             connection.close()
+        for other in [other for other, kept in self._idle.items() if not any(each.free for each in kept)]:
+            del self._idle[other]  # a rank that came back answers elsewhere
         return None
 
 
 async def _connect(host: str, port: int | None, *, tls: bool) -> _Connection:
     async with asyncio.timeout(_CONNECT_S):
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(_Connection, host, port or (443 if tls else 80), ssl=tls or None)
+        _, connection = await loop.create_connection(
+            _Connection,
+            host,
+            port or (443 if tls else 80),
+            ssl=tls or None,
+            happy_eyeballs_delay=_NEXT_ADDRESS_S,
+        )
     return connection
 
 

@@ -110,6 +110,19 @@ async def test_a_connection_that_was_not_used_for_long_is_closed(monkeypatch):
         connections.close()
 
 
+async def test_connections_to_servers_that_are_gone_are_forgotten():
+    first, second, connections = Server(_whole), Server(_whole), Connections()
+    async with first.listening() as url:
+        await _ask(connections, url)
+        (kept,) = connections._idle[url]
+        kept._transport.abort()
+        await _until(lambda: not kept.free)
+    async with second.listening() as other:
+        await _ask(connections, other)
+        assert list(connections._idle) == [other]
+        connections.close()
+
+
 async def test_an_answer_that_breaks_off_is_an_error_whatever_came_before():
     server, connections, heard = Server(_broken), Connections(), []
     async with server.listening() as url:
