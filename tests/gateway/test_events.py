@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 from tests.gateway.conftest import PROMPT
 from tests.standin.rank import Rank, answer_of
@@ -14,7 +15,10 @@ async def _open(client, count, *, version="1.1", **more):
     sampling = {"max_new_tokens": count, "temperature": 0, "ignore_eos": True} | more
     body = json.dumps({"input_ids": PROMPT, "sampling_params": sampling, "stream": True}).encode()
     host, port = client.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 16)
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what is not read soon stands in the gateway
+    narrow.connect((host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=narrow, limit=4096)
     head = f"POST /generate HTTP/{version}\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     return reader, writer
