@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
-import aiohttp
 import msgspec
 
 from controlplane.gateway.errors import UnavailableError
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from controlplane.gateway.routes import Route, RouteTable
 
 Outcome = Piece | Finish | Fail
+_TAIL_S = 1.0
+"""After a finish reason a rank still says that this was all; a connection that saw it is used again."""
 
 
 @dataclass
@@ -51,6 +53,9 @@ class _Attempt:
     route: Route | None = None
     accepted: bool = False
     sent_at: float = 0.0
+    reader: AnswerReader = field(default_factory=AnswerReader)
+    refusal: bytes = b""
+    """Body of an answer that is not 200."""
 
 
 class Carrier:
@@ -125,29 +130,31 @@ class Carrier:
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
+            case Piece():  # nearly every instruction is one
+                self._deliver(instruction)
             case Send():
                 self._leave()
                 task = asyncio.create_task(self._run(instruction), name=instruction.body["rid"])
                 self._attempt = _Attempt(instruction.attempt, task, struck=instruction.settle)
             case Abort():
                 self._abort()
-            case Piece():
-                self._deliver(instruction)
             case Finish() | Fail():
                 self._ranks.carriers.discard(self)
-                self._leave()
+                self._leave(in_s=_TAIL_S if isinstance(instruction, Finish) else 0.0)
                 self._deliver(instruction)
             case _:
                 assert_never(instruction)
 
-    def _leave(self) -> None:
-        """Stop listening to the present attempt; its connection closes."""
+    def _leave(self, *, in_s: float = 0.0) -> None:
+        """Stop listening to the present attempt; its connection closes, unless the answer's end comes before."""
         attempt, self._attempt = self._attempt, None
         if attempt is None:
             return
         if attempt.route is not None:
             self._ranks.release(attempt.route, struck=attempt.struck)
-        if attempt.task is not asyncio.current_task():
+        if in_s:
+            asyncio.get_running_loop().call_later(in_s, attempt.task.cancel)
+        elif attempt.task is not asyncio.current_task():
             attempt.task.cancel()
 
     def _abort(self) -> None:
@@ -171,7 +178,9 @@ class Carrier:
         self._feed(Assigned(route.rank))
         try:
             await self._converse(route, attempt, send.body)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError) as error:
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            if self._attempt is not attempt:  # only the end mark was still to come
+                return
             self._broke(route, attempt, f"{type(error).__name__}: {error}")
 
     def _broke(self, route: Route, attempt: _Attempt, reason: str) -> None:
@@ -182,23 +191,28 @@ class Carrier:
         self._feed(Lost(attempt.number, f"rank {route.rank}: {reason}", attempt.accepted))
 
     async def _converse(self, route: Route, attempt: _Attempt, body: dict[str, Any]) -> None:
-        reader = AnswerReader()
-        async with self._ranks.post(route, body) as response:
-            attempt.accepted = True
-            if response.status != 200:
-                said = (await response.text())[:2000]
-                if response.status >= 500:
-                    self._ranks.suspect(route)
-                    self._lost_on.add(route.key)
-                self._feed(Received(attempt.number, Refusal(response.status, _message(said))))
-                return
-            async for data in response.content.iter_any():
-                self._ranks.heard(route)
-                for what in reader.feed(data):
-                    self._feed(Received(attempt.number, what, self._ranks.routes.table.missing))
-                if self._attempt is not attempt:  # it ended, or another rank has it
-                    return
-        self._broke(route, attempt, "its answer ended without a finish reason")
+        status = await self._ranks.post(route, body, partial(self._hear, route, attempt))
+        if self._attempt is not attempt:  # it ended, or another rank has it
+            return
+        if status == 200:
+            self._broke(route, attempt, "its answer ended without a finish reason")
+            return
+        if status >= 500:
+            self._ranks.suspect(route)
+            self._lost_on.add(route.key)
+        said = attempt.refusal.decode(errors="replace")[:2000]
+        self._feed(Received(attempt.number, Refusal(status, _message(said))))
+
+    def _hear(self, route: Route, attempt: _Attempt, status: int, part: bytes) -> None:
+        """A part of the rank's answer."""
+        attempt.accepted = True
+        if status != 200:
+            attempt.refusal += part
+            return
+        self._ranks.heard(route)
+        missing = self._ranks.routes.table.missing
+        for what in attempt.reader.feed(part):
+            self._feed(Received(attempt.number, what, missing))
 
 
 def _message(body: str) -> str:

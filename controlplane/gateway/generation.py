@@ -20,6 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
 from controlplane.gateway.errors import DeadlineError, GatewayError, GivenUpError, RefusedByRankError
 from controlplane.gateway.text import Decoder, Detokenizer, StopMatcher
 from controlplane.gateway.upstream import Logprob, Refusal, Tokens
@@ -58,20 +60,17 @@ class Spec:
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Begin:
+class Begin(msgspec.Struct, frozen=True):
     """The request was admitted."""
 
 
-@dataclass(frozen=True)
-class Assigned:
+class Assigned(msgspec.Struct, frozen=True):
     """The attempt that was asked for goes to ``rank``."""
 
     rank: int
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """The rank of ``attempt`` said something, while the epoch lacked that many experts (best effort)."""
 
     attempt: int
@@ -79,8 +78,7 @@ class Received:
     missing: int = 0
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """The rank of ``attempt`` is gone, hangs, or broke off; ``accepted`` once it had begun to answer."""
 
     attempt: int
@@ -88,21 +86,18 @@ class Lost:
     accepted: bool
 
 
-@dataclass(frozen=True)
-class HandOver:
+class HandOver(msgspec.Struct, frozen=True):
     """The rank of ``attempt`` is to be left although it works (drain)."""
 
     attempt: int
     reason: str
 
 
-@dataclass(frozen=True)
-class DeadlinePassed:
+class DeadlinePassed(msgspec.Struct, frozen=True):
     """The request's time is up."""
 
 
-@dataclass(frozen=True)
-class Abandoned:
+class Abandoned(msgspec.Struct, frozen=True):
     """The client left, or no rank will come: end with ``error``."""
 
     error: GatewayError
@@ -114,8 +109,7 @@ Event: TypeAlias = Begin | Assigned | Received | Lost | HandOver | DeadlinePasse
 # --- instructions -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Choose a rank and send it ``body``.
 
     ``settle`` follows a strike: wait for the membership to settle, and choose a rank without another such request.
@@ -129,15 +123,13 @@ class Send:
     """The client has tokens already."""
 
 
-@dataclass(frozen=True)
-class Abort:
+class Abort(msgspec.Struct, frozen=True):
     """Tell the rank of ``attempt`` to stop, if it still can hear."""
 
     attempt: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """News for the client: text may be empty while a character or a stop string is undecided."""
 
     ids: tuple[int, ...]
@@ -146,16 +138,14 @@ class Piece:
     top_logprobs: tuple[tuple[Logprob, ...] | None, ...] = ()
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True):
     """The answer is complete: ``length`` or ``stop``, and what stopped it."""
 
     reason: str
     matched: int | str | None = None
 
 
-@dataclass(frozen=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """The answer ends with an error."""
 
     error: GatewayError
@@ -196,16 +186,16 @@ class Generation:
         if self.done or getattr(event, "attempt", self.attempt) != self.attempt:
             return []
         match event:
+            case Received(_, what, missing):  # nearly every event is one
+                if isinstance(what, Refusal):
+                    return self._refused(what)
+                self.missing = max(self.missing, missing)
+                return self._take(what)
             case Begin():
                 return self._send(settle=False)
             case Assigned(rank):
                 self.ranks.append(rank)
                 return []
-            case Received(_, what, missing):
-                if isinstance(what, Refusal):
-                    return self._refused(what)
-                self.missing = max(self.missing, missing)
-                return self._take(what)
             case Lost(_, reason, accepted):
                 return self._lost(reason, accepted=accepted)
             case HandOver():

@@ -128,13 +128,13 @@ def _sampling(params: _SamplingParams) -> Sampling:
 class _Said:
     """What the client of one answer has been told."""
 
-    text: list[str] = field(default_factory=list)
+    text: str = ""
     ids: list[int] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     top_logprobs: list[Any] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
-        self.text.append(piece.text)
+        self.text += piece.text
         self.ids.extend(piece.ids)
         self.logprobs.extend(piece.logprobs)
         self.top_logprobs.extend(piece.top_logprobs)
@@ -155,11 +155,15 @@ class NativePresenter:
     def piece(self, index: int, piece: Piece, generation: Generation) -> Any:
         """One event with ``finish_reason: null``; says which ranks served when that has changed."""
         self._counts[index] += len(piece.ids)
-        said = self._said[index] = _Said() if self._incremental else self._said[index]
-        said.add(piece)
-        moved = list(generation.ranks) != self._ranks[index]
-        self._ranks[index] = list(generation.ranks)
-        return self._event(index, said, finish=None, facts=resume_facts(generation) if moved else None)
+        said: _Said | Piece = piece
+        if not self._incremental:
+            said = self._said[index]
+            said.add(piece)
+        facts = None
+        if generation.ranks != self._ranks[index]:
+            self._ranks[index] = list(generation.ranks)
+            facts = resume_facts(generation)
+        return self._event(index, said, finish=None, facts=facts)
 
     def finish(self, index: int, finish: Finish, generation: Generation) -> Any:
         """The last event: the finish reason, and how the answer was made."""
@@ -186,7 +190,7 @@ class NativePresenter:
         """SGLang's error event."""
         return error.as_json()
 
-    def _event(self, index: int, said: _Said, *, finish: Any, facts: Any) -> dict[str, Any]:
+    def _event(self, index: int, said: _Said | Piece, *, finish: Any, facts: Any) -> dict[str, Any]:
         meta: dict[str, Any] = {
             "id": f"{self._rid}_{index}" if self._batch else self._rid,
             "finish_reason": finish,
@@ -198,8 +202,10 @@ class NativePresenter:
             meta["output_top_logprobs"] = list(said.top_logprobs)
         if facts is not None:
             meta["eep"] = facts
-        event: dict[str, Any] = {"text": "".join(said.text), "output_ids": list(said.ids), "meta_info": meta}
-        return event | ({"index": index} if self._batch else {})
+        event: dict[str, Any] = {"text": said.text, "output_ids": list(said.ids), "meta_info": meta}
+        if self._batch:
+            event["index"] = index
+        return event
 
 
 def _reason(finish: Finish, generation: Generation) -> dict[str, Any]:

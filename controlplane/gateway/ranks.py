@@ -8,15 +8,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
-import aiohttp
 import msgspec
 
+from controlplane.gateway.connections import Connections
 from controlplane.gateway.errors import UnavailableError
 from controlplane.gateway.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Collection, Sequence
 
     from controlplane.gateway.carrier import Carrier
     from controlplane.gateway.router import Choice
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from schemas.config import GatewayConfig
 
 log = logging.getLogger(__name__)
-_CONNECT_S = 1.0
-_KEEPALIVE_S = 3.0
-"""Below uvicorn's 5 s: a connection that the rank is about to close must not be taken for a request."""
 _ABORT_S = 2.0
 _TICK_S = 0.25
 _SETTLE_LONGEST_S = 1.0
@@ -63,18 +59,11 @@ class Ranks:
         self._struck: Counter[tuple[int, int]] = Counter()
         self._draining_since: dict[tuple[int, int], float] = {}
         self._aborts: set[asyncio.Task[None]] = set()
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections()
         self._watch: asyncio.Task[None] | None = None
         self._unsubscribe = routes.subscribe(self._follow)
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
-            timeout=timeout,
-            read_bufsize=1 << 20,
-            json_serialize=lambda body: msgspec.json.encode(body).decode(),
-        )
         self._watch = asyncio.create_task(self._tick(), name="gateway-ranks")
         self._follow(self.routes.table)
         return self
@@ -84,8 +73,7 @@ class Ranks:
         if self._watch is not None:
             self._watch.cancel()
         await asyncio.gather(*self._aborts, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        self._connections.close()
 
     # --- choosing ----------------------------------------------------------------------------------------------------
 
@@ -155,11 +143,9 @@ class Ranks:
 
     # --- talking -----------------------------------------------------------------------------------------------------
 
-    def post(self, route: Route, body: dict[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send ``body`` to the rank's ``/generate``."""
-        if self._session is None:
-            raise RuntimeError("ranks: used outside of its context")
-        return self._session.post(f"{route.url}/generate", json=body)
+    async def post(self, route: Route, body: dict[str, Any], take: Callable[[int, bytes], None]) -> int:
+        """Send ``body`` to the rank's ``/generate``. See ``Connections.post``."""
+        return await self._connections.post(route.url, "/generate", msgspec.json.encode(body), take)
 
     def abort(self, route: Route, rid: str) -> None:
         """Tell a rank to forget a request; nobody waits for it."""
@@ -168,13 +154,11 @@ class Ranks:
         task.add_done_callback(self._aborts.discard)
 
     async def _abort(self, route: Route, rid: str) -> None:
-        if self._session is None:
-            return
+        content = msgspec.json.encode({"rid": rid})
         try:
             async with asyncio.timeout(_ABORT_S):
-                async with self._session.post(f"{route.url}/abort_request", json={"rid": rid}):
-                    pass
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                await self._connections.post(route.url, "/abort_request", content, lambda _status, _part: None)
+        except (OSError, ValueError) as error:
             log.debug("abort of %s on rank %d: %s", rid, route.rank, error)  # a dead rank works on nothing
 
     def heard(self, route: Route) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from controlplane.gateway.errors import BadRequestError, GatewayError
-from controlplane.gateway.generation import Piece
+from controlplane.gateway.events import DONE, EventStream, encoded
 from controlplane.gateway.native import parse as parse_native
 from controlplane.gateway.openai_request import parse_chat, parse_completion
 from controlplane.telemetry import metrics_handler
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Parser = Callable[[Mapping[str, Any], str, web.Request], Job]
 
 _LARGEST_BODY = 32 << 20
-_DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -97,24 +96,17 @@ class Server:
 
     async def _stream(self, request: web.Request, stream: web.StreamResponse, running: Running) -> web.StreamResponse:
         """Events as they come; the status waits for the first one, so that an early failure has a status of its own."""
-        present = running.job.presenter
+        events = EventStream(request, stream, running)
         try:
             async for batch in running.news():
-                events = [
-                    present.piece(index, what, running.generations[index])
-                    if isinstance(what, Piece)
-                    else present.finish(index, what, running.generations[index])
-                    for index, what in batch
-                ]
-                if not stream.prepared:
-                    await stream.prepare(request)
-                await stream.write(b"".join(_event(event) for event in events if event is not None))
+                await events.write(b"".join(events.said(index, what) for index, what in batch))
+                running.reader = events.write_at_once
         except GatewayError as error:
             if stream.prepared:
-                await stream.write(_event(present.error(error)) + _DONE)
+                await events.write(encoded(running.job.presenter.error(error)) + DONE)
             raise
-        closing = present.closing(running.generations)
-        await stream.write((_event(closing) if closing is not None else b"") + _DONE)
+        closing = running.job.presenter.closing(running.generations)
+        await events.write((encoded(closing) if closing is not None else b"") + DONE)
         await stream.write_eof()
         return stream
 
@@ -181,10 +173,6 @@ def _exact(job: Job, *, seeded_ranks: bool) -> str:
     """Whether these answers stay the same, token for token, if a rank dies."""
     doubts = (spec.sampling.inexact_after(seeded_ranks=seeded_ranks) for spec in job.specs)
     return "false" if any(doubts) else "true"
-
-
-def _event(event: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(event) + b"\n\n"
 
 
 def _refusal(error: GatewayError) -> web.Response:

@@ -18,7 +18,7 @@ from controlplane.telemetry import link_to, span
 from controlplane.telemetry.names import REQUEST
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from opentelemetry.trace import Span
 
@@ -41,19 +41,24 @@ class Running:
 
     Attributes:
         generations: one for each answer.
+        reader: takes a piece at once, or says that it cannot; None while nobody reads along.
     """
 
     job: Job
     entry: Entry
     generations: list[Generation]
     carriers: list[Carrier] = field(default_factory=list)
+    reader: Callable[[int, Piece], bool] | None = None
     _box: deque[tuple[int, Outcome]] = field(default_factory=deque)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, index: int, outcome: Outcome) -> None:
         """Something happened to answer ``index``."""
-        if isinstance(outcome, Piece) and outcome.ids:
-            self.entry.token(time.monotonic())
+        if isinstance(outcome, Piece):
+            if outcome.ids:
+                self.entry.token(time.monotonic())
+            if self.reader is not None and not self._box and self.reader(index, outcome):
+                return
         self._box.append((index, outcome))
         self._news.set()
 

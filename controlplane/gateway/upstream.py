@@ -12,8 +12,7 @@ Logprob = tuple[float | None, int, Any]
 """(logprob, token id, text or None), as SGLang has it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that were not there before, and how the answer ended if it did."""
 
     ids: tuple[int, ...] = ()
@@ -51,7 +50,7 @@ class _Meta(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    output_ids: list[int] = []
+    output_ids: tuple[int, ...] = ()
     meta_info: _Meta = msgspec.field(default_factory=_Meta)
     error: dict[str, Any] | None = None
 
@@ -79,10 +78,11 @@ class AnswerReader:
             msgspec.MsgspecError: not what SGLang sends; treat the rank as broken.
         """
         *lines, self._buffer = (self._buffer + data).split(b"\n\n")
-        found = (self._line(line) for line in lines if line.startswith(b"data: "))
-        return [event for event in found if event is not None]
+        return [event for line in lines if (event := self._line(line)) is not None]
 
     def _line(self, line: bytes) -> Tokens | Refusal | None:
+        if not line.startswith(b"data: "):
+            return None
         content = line[6:]
         if content == _END:
             self.ended = True
@@ -93,15 +93,16 @@ class AnswerReader:
         finish = event.meta_info.finish_reason or {}
         if finish.get("type") == "abort":  # its output_ids repeat what was sent
             return Refusal(int(finish.get("status_code") or 500), str(finish.get("message", "aborted")))
-        return self._tokens(event, finish)
+        return self._tokens(event.output_ids, event.meta_info, finish)
 
-    def _tokens(self, event: _Event, finish: dict[str, Any]) -> Tokens:
-        ids, meta = event.output_ids, event.meta_info
+    def _tokens(self, ids: tuple[int, ...], meta: _Meta, finish: dict[str, Any]) -> Tokens:
         if self._seen + len(ids) > meta.completion_tokens:  # all tokens so far
             ids = ids[self._seen :]
         self._seen += len(ids)
+        if not finish and meta.output_token_logprobs is None:
+            return Tokens(ids=ids)
         return Tokens(
-            ids=tuple(ids),
+            ids=ids,
             finish=str(finish.get("type", "")),
             matched=finish.get("matched"),
             logprobs=tuple(_last(meta.output_token_logprobs, len(ids))),

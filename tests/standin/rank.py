@@ -43,6 +43,10 @@ class Rank:
     refuse: tuple[int, str] | None = None
     bodies: list = field(default_factory=list)
     aborted: list = field(default_factory=list)
+    breaks_after_finish: bool = False
+    """The connection breaks behind the finish reason, before the end mark."""
+    clients: set = field(default_factory=set)
+    """Addresses that requests came from: one for each connection."""
     gone: int = 0
     """Clients that left before their answer's end."""
 
@@ -70,6 +74,7 @@ class Rank:
     async def _generate(self, request):
         body = await request.json()
         self.bodies.append(body)
+        self.clients.add(request.transport.get_extra_info("peername"))
         if self.refuse:
             status, message = self.refuse
             return web.json_response({"error": {"message": message}}, status=status)
@@ -77,6 +82,9 @@ class Rank:
         await response.prepare(request)
         try:
             if await self._stream(response, body):
+                if self.breaks_after_finish:
+                    await asyncio.sleep(0.02)  # the finish reason arrives by itself
+                    request.transport.abort()
                 await response.write(b"data: [DONE]\n\n")
         except (asyncio.CancelledError, ConnectionError):
             self.gone += 1
