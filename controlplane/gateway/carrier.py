@@ -6,6 +6,7 @@ One attempt is one task; leaving an attempt cancels the task, which closes its c
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
 
-from controlplane.gateway.errors import UnavailableError
+from controlplane.gateway.errors import GatewayError, UnavailableError
 from controlplane.gateway.generation import (
     Abandoned,
     Abort,
@@ -28,15 +29,17 @@ from controlplane.gateway.generation import (
     Received,
     Send,
 )
+from controlplane.gateway.http_answer import ResponseError
 from controlplane.gateway.upstream import AnswerReader, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from controlplane.gateway.errors import GatewayError
     from controlplane.gateway.generation import Event, Generation, Instruction
     from controlplane.gateway.ranks import Ranks
     from controlplane.gateway.routes import Route, RouteTable
+
+log = logging.getLogger(__name__)
 
 Outcome = Piece | Finish | Fail
 _TAIL_S = 1.0
@@ -178,10 +181,13 @@ class Carrier:
         self._feed(Assigned(route.rank))
         try:
             await self._converse(route, attempt, send.body)
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except (OSError, ResponseError, msgspec.MsgspecError) as error:
             if self._attempt is not attempt:  # only the end mark was still to come
                 return
             self._broke(route, attempt, f"{type(error).__name__}: {error}")
+        except Exception:  # a fault of ours: no other rank can mend it
+            log.exception("request %s", self.generation.rid)
+            self._feed(Abandoned(GatewayError("the gateway failed on this request; its log says where")))
 
     def _broke(self, route: Route, attempt: _Attempt, reason: str) -> None:
         self._ranks.suspect(route)

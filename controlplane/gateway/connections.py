@@ -13,8 +13,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-import msgspec
-
 from controlplane.gateway.http_answer import ResponseReader
 
 if TYPE_CHECKING:
@@ -45,7 +43,8 @@ class Connections:
         Raises:
             OSError: the server could not be reached or broke off.
             TimeoutError: no connection in time.
-            ValueError: what came is no answer; or what ``take`` raised of this kind, or of ``MsgspecError``.
+            ResponseError: what came is no answer.
+            Exception: what ``take`` raised.
         """
         place = urlsplit(url)
         connection = self._kept(url) or await _connect(place.hostname or "", place.port, tls=place.scheme == "https")
@@ -145,7 +144,7 @@ class _Connection(asyncio.Protocol):
             part = reader.feed(data)
             if reader.status:
                 take(reader.status, part)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except Exception as error:  # noqa: BLE001  it is for whoever asked, and this is the loop's call
             self._break(error)
             return
         if reader.ended and self._answer is not None and not self._answer.done():

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 from tokenizers import Tokenizer
 
+from controlplane.gateway.generation import Generation
 from tests.gateway.conftest import PROMPT
 from tests.standin.rank import Rank, answer_of
 from tools.models.random_moe import SHIPPED
@@ -313,3 +314,16 @@ async def test_many_streams_through_many_faults_are_all_exact_and_end_once(gatew
                 line["id"] for line in client.audited() if line["event"] == "accepted"
             )
             assert {line["ending"] for line in client.ended()} == {"completed"}
+
+
+async def test_a_fault_of_the_gateways_own_ends_the_request_at_once(gateway, monkeypatch):
+    def fails(*_):
+        raise KeyError("a mistake")
+
+    async with Rank() as rank, gateway(rank) as client:
+        monkeypatch.setattr(Generation, "_take", fails)
+        async with asyncio.timeout(10):
+            status, _, body = await client.generate()
+        assert (status, body["error"]["code"]) == (500, "internal_error")
+        monkeypatch.undo()
+        assert (await client.generate())[2]["output_ids"] == EXPECTED
