@@ -15,11 +15,11 @@ namespace {
 constexpr long long kBid = 600'000;     // experts levelled to see what one write more gains
 constexpr long long kLast = 4'000'000;  // … and with all that a layer got
 constexpr int kTrades = 20;     // rounds of trading writes when all are spent
-constexpr int kTries = 6;       // … of which a layer takes part in so many, as one that asks and as one that gives
+constexpr int kTries = 8;       // … of which a layer takes part in so many, as one that asks and as one that gives
 constexpr int kCredit = 5;      // writes in a row that may gain nothing: some gain only together
 constexpr double kGain = 1e-3;  // of the worst pressure: less is nothing
 constexpr int kAtOnce = 3;      // one in so many layers bids in each round
-constexpr int kFurthest = 20;   // … asks for a write of another, and as many look what they could do without one
+constexpr int kFurthest = 16;   // … asks for a write of another, and as many look what they could do without one
 constexpr double kNear = 1.02;  // over its floor: a layer that is nearer is not searched further when all are spent
 constexpr double kCritical = 10;
 constexpr double kWorst = 1.03;  // over the highest floor: a layer further up is what the whole instance waits for
