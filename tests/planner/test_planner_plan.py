@@ -40,6 +40,17 @@ def test_weights_split_the_load_as_the_linear_program_would():
     assert imbalance(answer.placement, demand, topology) == pytest.approx(best, rel=1e-3)
 
 
+def test_the_lightest_experts_that_no_other_rank_holds_are_brought_together_on_half_of_every_host():
+    topology, demand = Topology.uniform(ranks=32, slots=11), zipf(layers=4, experts=256)
+
+    placement = plan(topology, demand).placement
+
+    for slots, load in zip(placement.slots, demand, strict=True):
+        copies = np.bincount(slots[slots < 256], minlength=256)
+        alone = np.array([load[row[row < 256]][copies[row[row < 256]] == 1].sum() for row in slots]).reshape(4, 8)
+        assert (alone[:, :4].sum(axis=1) < 0.6 * alone[:, 4:].sum(axis=1)).all()
+
+
 @pytest.mark.parametrize("first", [1, 4095])
 def test_two_copies_that_nothing_else_depends_on_share_evenly(first):
     # Nobody else's change of load comes to correct a first step that went too far.

@@ -49,6 +49,19 @@ def test_one_percent_of_the_slots_brings_the_balance_back():
     assert answer.explanation.balance.worst <= 1.05 * answer.explanation.bound.worst
 
 
+def test_a_host_whose_loss_leaves_three_percent_of_redundant_slots_costs_little_balance():
+    # Experts that nobody else holds stay where they are: it takes a plan that has left room beside some of them.
+    topology, demand = Topology.uniform(ranks=32, slots=11), zipf(layers=4, experts=256)
+    live = plan(topology, demand).placement
+    left = topology.without(range(8))
+
+    least = repair(left, demand, live=live)
+    spent = repair(left, demand, live=live, constraints=Constraints(movement_budget=live.slots.size // 100))
+
+    assert imbalance(least.placement, demand, left).mean() <= 1.2
+    assert imbalance(spent.placement, demand, left).mean() <= 1.06
+
+
 def test_fewer_slots_than_experts_cannot_be_repaired():
     topology, demand = Topology.uniform(ranks=32, slots=9), lognormal(layers=2, experts=256)
     live = plan(topology, demand).placement

@@ -14,12 +14,13 @@ namespace {
 
 constexpr long long kBid = 600'000;     // experts levelled to see what one write more gains
 constexpr long long kLast = 4'000'000;  // … and with all that a layer got
-constexpr int kTrades = 10;     // rounds of trading writes when all are spent
-constexpr int kTries = 4;       // … of which a layer takes part in so many, as one that asks and as one that gives
+constexpr int kTrades = 20;     // rounds of trading writes when all are spent
+constexpr int kTries = 8;       // … of which a layer takes part in so many, as one that asks and as one that gives
 constexpr int kCredit = 5;      // writes in a row that may gain nothing: some gain only together
 constexpr double kGain = 1e-3;  // of the worst pressure: less is nothing
 constexpr int kAtOnce = 3;      // one in so many layers bids in each round
-constexpr int kFurthest = 8;    // … asks for a write of another, and as many look what they could do without one
+constexpr int kFurthest = 16;   // … asks for a write of another, and as many look what they could do without one
+constexpr double kNear = 1.02;  // over its floor: a layer that is nearer is not searched further when all are spent
 constexpr double kCritical = 10;
 constexpr double kWorst = 1.03;  // over the highest floor: a layer further up is what the whole instance waits for
 
@@ -112,7 +113,8 @@ class Bidder {
     --limit_;
     remember();
   }
-  bool may_ask() const { return layer_.worst() > layer_.ideal() * (1 + tolerance_) && asked_ < kTries; }
+  bool is_near() const { return ratio() <= std::max(kNear * floor(), 1 + tolerance_); }
+  bool may_ask() const { return !is_near() && asked_ < kTries; }
   bool may_give() const { return states_.size() > 1 && economised_ < kTries; }
 
   bool done() const {
@@ -191,6 +193,7 @@ long long trade(Bidders& bidders, long long budget, double highest, int threads)
     std::vector<int> ask, give;
     for (auto l = order.begin(); l != order.end() && std::ssize(ask) < most; ++l)
       if (bidders[*l].front().may_ask()) ask.push_back(*l);
+    if (ask.empty()) break;
     for (auto l = order.rbegin(); l != order.rend() && std::ssize(give) < most; ++l)
       if (bidders[*l].front().may_give() && std::ranges::find(ask, *l) == ask.end()) give.push_back(*l);
     const int asking = static_cast<int>(std::ssize(ask));
@@ -238,7 +241,9 @@ long long auction(const std::vector<Layer*>& layers, long long budget, double to
     for (int i = 0; i < served; ++i)
       if (bidder(open[i]).done()) budget += bidder(open[i]).settle_up();
   }
-  parallel(count, threads, [&](int l) { bidder(l).search(kLast); });
+  parallel(count, threads, [&](int l) {
+    if (!bidder(l).is_near()) bidder(l).search(kLast);
+  });
   return trade(bidders, budget, highest, threads);
 }
 

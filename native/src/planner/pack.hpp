@@ -20,6 +20,10 @@ bool pack_alias(Layer& layer);
 // pressed rank. Hosts and survivability do not count.
 void pack_plainly(Layer& layer);
 
+// Brings the lightest experts that have no second copy together on half of the ranks, at no change of any load: where
+// heavy experts find room when a loss leaves them fewer copies. A repair writes less to be as even.
+void grade(Layer& layer);
+
 // Usable ranks so that neighbours are on different hosts, and with them the pieces of a heavy expert.
 std::vector<int> across_hosts(const Ranks& ranks);
 

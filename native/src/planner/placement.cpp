@@ -194,6 +194,7 @@ Draft draft(const Ranks& ranks, const Live& live, const Stages& stages, int inde
     result.uncovered = pack(layer);
     improve(layer, effort);
     prefer_plain(layer, bare, effort);
+    grade(layer);
     return result;
   }
   result.uncovered = cover(layer);

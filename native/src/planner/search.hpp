@@ -62,7 +62,7 @@ struct Search {
   int limit = 0;  // slots written at most
   double tolerance = 1e-3;
   long long work = 0;  // ends it: about so many experts levelled, the same on any machine
-  int seed = 1;        // another one goes another way; every other one starts hotter
+  int seed = 1;        // another one goes another way
 };
 
 // Looks for the lowest worst pressure that `limit` slots written can give, by annealing. Last copies may move too.

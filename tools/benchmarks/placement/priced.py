@@ -23,26 +23,29 @@ if TYPE_CHECKING:
     from controlplane.planner import Topology
     from schemas.placement import Placement
 
-SECONDS = 900.0
-"""After which nothing more is looked at: what follows from what is known then is a bound as well."""
+SECONDS = 75.0
+"""Of the processor, for the mean and for the worst layer each. Then nothing more is looked at: what follows from what
+is known by then is a bound as well."""
+DECIDING = 2e-4
+"""Above the figure that decides whether a repair could have come near enough: four digits of a bound are kept."""
 ROUNDS = 4
 """In which every layer is looked at once more, where it matters to the mean."""
-BISECTIONS = 3
-"""In which the bound of the worst layer is sought."""
+BISECTIONS = 4
+"""In which the bound of the worst layer is sought: at the figure that decides, then by halves."""
 
 
 class _Layer:
     """What is known of the writes that one layer needs, by pressure: the lower the pressure, the more."""
 
-    def __init__(self, held: Held, lowest: float, deadline: float) -> None:
+    def __init__(self, held: Held, lowest: float) -> None:
         self.held = held
-        self.deadline = deadline
+        self.deadline = 0.0
         self.lowest = lowest
         self.known: dict[float, int] = {}
 
     def look(self, level: float) -> int:
         """Find out for one pressure, while there is time."""
-        if level not in self.known and time.monotonic() > self.deadline:
+        if level not in self.known and time.process_time() > self.deadline:
             return self.at_least(level)
         if level not in self.known:
             self.known[level] = NEVER if level < self.lowest else writes_needed(self.held, level)
@@ -96,19 +99,26 @@ def least_with_budget(
     ((slots, _),) = kinds
     ranks = [spec.rank for spec in left.usable]
     scaled = load / (load.sum(axis=1) / len(ranks))[:, None]
-    deadline = time.monotonic() + SECONDS
     layers = [
-        _Layer(Held([sorted(set(row[row != EMPTY].tolist())) for row in table], demand, slots), float(low), deadline)
+        _Layer(Held([sorted(set(row[row != EMPTY].tolist())) for row in table], demand, slots), float(low))
         for table, demand, low in zip(live.slots[:, ranks], scaled, lowest, strict=True)
     ]
-    for layer, level in zip(layers, reached, strict=True):
-        layer.look(float(level))
     mean, worst = float(lowest.mean()), float(lowest.max())
     if reached.mean() > near * mean:
+        _allow(layers, SECONDS)
+        for layer, level in zip(layers, reached, strict=True):
+            layer.look(float(level))
         mean = max(mean, _least_mean(layers, budget))
     if reached.max() > near * worst:
-        worst = _least_worst(layers, budget, float(reached.max()))
+        _allow(layers, SECONDS)
+        worst = _least_worst(layers, budget, near * worst + DECIDING, float(reached.max()))
     return {"mean": _floored(mean), "worst": _floored(worst)}
+
+
+def _allow(layers: list[_Layer], seconds: float) -> None:
+    deadline = time.process_time() + seconds
+    for layer in layers:
+        layer.deadline = deadline
 
 
 def _least_mean(layers: list[_Layer], budget: int) -> float:
@@ -129,15 +139,16 @@ def _mean(layers: list[_Layer], budget: int) -> tuple[float, float]:
     return total[best] / len(layers), float(PRICES[best])
 
 
-def _least_worst(layers: list[_Layer], budget: int, reached: float) -> float:
-    """The highest pressure found at which the layers together need more writes than there are."""
+def _least_worst(layers: list[_Layer], budget: int, deciding: float, reached: float) -> float:
+    """The highest pressure found at which the layers together need more writes than there are, ``deciding`` first."""
     low, high = max(layer.lowest for layer in layers), reached
+    level = min(deciding, high)
     for _ in range(BISECTIONS):
-        level = (low + high) / 2
         if _needs_more(layers, level, budget):
             low = level
         else:
             high = level
+        level = (low + high) / 2
     return low
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -26,13 +26,36 @@ from tools.benchmarks.placement.transfers import transfers
 
 MINUTES = 60
 """After which the benchmark gives up. Most of it goes to budgets: to spend them, and to bound what they can reach."""
+POLL_S = 5.0
+"""Between two looks at the clock."""
+
+
+class Patience:
+    """Waits for parts, so many seconds in all. While the whole benchmark is stopped (SIGSTOP) no time passes for it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+    def result(self, part: Future[Any]) -> Any:
+        """What the part gives.
+
+        Raises:
+            TimeoutError: no time is left.
+        """
+        while not part.done():
+            if self.left <= 0:
+                raise TimeoutError("the benchmark's time is over")
+            start, most = time.monotonic(), min(POLL_S, self.left)
+            wait([part], timeout=most)
+            self.left -= min(most, time.monotonic() - start)
+        return part.result()
 
 
 def measure(*, seed: int, quick: bool) -> dict[str, Any]:
     """Everything, for JSON."""
     names = ("lognormal", "recorded") if quick else tuple(SHAPES)
     sizes = QUICK if quick else SIZES
-    start = time.perf_counter()
+    start, patience = time.perf_counter(), Patience(MINUTES * 60)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         os.cpu_count(), mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
@@ -43,11 +66,11 @@ def measure(*, seed: int, quick: bool) -> dict[str, Any]:
         walks = [pool.submit(_walked, day) for day in ([story] if quick else [story, _declared(seed=seed)])]
         loaded = [pool.submit(transfers, *loss, seed=seed) for loss in LOSSES]
         same = pool.submit(deterministic, seed=seed)
-        studied = [_wait(part, start) for part in studies]
-        days = [_wait(part, start) for part in walks]
-        days[0] |= _wait(anew, start)
-        rows = [row for part in loaded for row in _wait(part, start)]
-        equal = _wait(same, start)
+        studied = [patience.result(part) for part in studies]
+        days = [patience.result(part) for part in walks]
+        days[0] |= patience.result(anew)
+        rows = [row for part in loaded for row in patience.result(part)]
+        equal = patience.result(same)
     return {
         "seconds_side_by_side": round(time.perf_counter() - start, 1),
         "placement": sorted((row for row, _ in studied), key=_order),
@@ -57,10 +80,6 @@ def measure(*, seed: int, quick: bool) -> dict[str, Any]:
         "deterministic": equal,
         "day": days,
     }
-
-
-def _wait(part: Future[Any], start: float) -> Any:
-    return part.result(timeout=max(0.0, MINUTES * 60 - (time.perf_counter() - start)))
 
 
 def _order(row: dict[str, Any]) -> tuple[int, int, int]:
