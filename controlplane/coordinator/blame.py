@@ -60,10 +60,12 @@ def judge(
         patient: whether accusations without a majority may wait for more.
     """
     accusations = eligible(epoch=epoch, members=members, reports=reports)
-    guilty = _gone(members, registrations)
-    for accusation in accusations:
-        if accusation.evidence is Evidence.DEAD and accusation.accused == accusation.reporter:
-            guilty.setdefault(accusation.accused, _blame(members, [accusation]))
+    guilty = {  # what its own agent saw says most
+        accusation.accused: _blame(members, [accusation])
+        for accusation in accusations
+        if accusation.evidence is Evidence.DEAD and accusation.accused == accusation.reporter
+    }
+    guilty = _gone(members, registrations) | guilty
     _convict_dead(guilty, accusations, members, registrations)
     silent = [a for a in accusations if a.evidence is Evidence.SILENT and a.accused != a.reporter]
     tied = _convict_silent(guilty, silent, members, patient=patient)
@@ -102,7 +104,8 @@ def _gone(members: Mapping[Rank, Incarnation], registrations: Mapping[Rank, Regi
             detail = "its lease ended"
             gone[rank] = Blame(rank=rank, incarnation=incarnation, evidence=Evidence.LEASE, detail=detail)
         elif there.incarnation != incarnation:
-            detail = f"registered again as incarnation {there.incarnation}"
+            again = f"registered again as incarnation {there.incarnation}"
+            detail = again if there.incarnation else "its agent has no process for it"
             gone[rank] = Blame(rank=rank, incarnation=incarnation, evidence=Evidence.DEAD, detail=detail)
     return gone
 

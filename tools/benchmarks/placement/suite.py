@@ -24,7 +24,7 @@ from tools.benchmarks.placement.timing import times
 from tools.benchmarks.placement.transfers import SHAPES as LOSSES
 from tools.benchmarks.placement.transfers import transfers
 
-MINUTES = 60
+MINUTES = 120
 """After which the benchmark gives up. Most of it goes to budgets: to spend them, and to bound what they can reach."""
 POLL_S = 5.0
 """Between two looks at the clock."""
