@@ -17,6 +17,11 @@ def stage(seat, routing, epoch, incarnations):
     seat.group.stage(routing.table(epoch=epoch, incarnations=incarnations))
 
 
+def stage_without(seat, routing, epoch, incarnations, lost):
+    """The table of epoch 1 without one of its ranks, as another version."""
+    seat.group.stage(routing.table(epoch=1, incarnations=incarnations).without(lost, epoch=epoch))
+
+
 def activate(seat, epoch):
     seat.group.activate(epoch)
 
