@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -147,6 +148,27 @@ def test_a_second_death_before_the_first_is_decided_is_waited_for(ranks):
     ranks.commit(2, [0], Cut.ABORT)
     assert step.rounds() == 1
     assert ranks.epochs()[0] == 2
+
+
+def test_what_breaks_before_the_first_death_is_decided_is_told_again_of_the_decided_epoch(ranks):
+    formed(ranks, everywhere(ranks))
+    went_on(ranks, 2, {0: 1, 1: 1})
+    die(ranks, 1)
+    engine = ranks.engines[0]
+    assert engine.enter(1).waits()
+    ranks.prepare(2, everywhere(ranks, [0, 1]), [0], cut=Cut.ABORT, stamp=stamp_of(1, without=2))
+
+    def told():
+        faults = [(said.epoch, s.rank) for said in engine.said if isinstance(said, Fault) for s in said.suspicions]
+        return [epoch for epoch, rank in faults if rank == 1]
+
+    limit = time.monotonic() + 10.0
+    while told() != [1, 2] and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert told() == [1, 2]
+    assert [said.epoch for said in engine.said if isinstance(said, Activated)] == [1, 2]
+    ranks.prepare(3, everywhere(ranks, [0]), [0], cut=Cut.ABORT)
+    ranks.commit(3, [0], Cut.ABORT)
 
 
 def test_who_has_not_seen_the_death_joins_the_others_when_it_is_decided(ranks):

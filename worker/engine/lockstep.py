@@ -176,6 +176,12 @@ class Lockstep:
                 if staged is not None and self.membership.cross(staged.epoch):
                     self._crossed(began)
                     return
+            if self._ahead_since and self.membership.current.decided:
+                self._tell_decided()
+                self._reported = (
+                    0  # what broke meanwhile was told of the epoch before, and may count for nothing in this one
+                )
+                self._report()
             if self.group.look_again():
                 self._report()
             if time.monotonic() - said > _SAY_AGAIN_S:
