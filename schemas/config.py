@@ -178,9 +178,8 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """How far an engine that starts gives way to those that serve; it stops to when it is ready."""
     stop_deadline_s: Seconds = 60.0
     """From SIGTERM to the end: time to be drained."""
-    first_backoff_s: Seconds = 0.6
-    """Wait before an engine that died is started again; doubles with every death. Until then what it held is given back
-    slowly, then at once."""
+    first_backoff_s: Seconds = 0.2
+    """Wait before an engine that died is started again; doubles with every death."""
     longest_backoff_s: Seconds = 30.0
     """The longest wait."""
     best_effort: bool = False

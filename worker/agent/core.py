@@ -64,8 +64,7 @@ if TYPE_CHECKING:
 class Policy:
     """How an agent behaves; all times in seconds."""
 
-    first_backoff_s: float = 0.6
-    """Long enough for what the dead engine held to be given back, which a successor's start would do at once."""
+    first_backoff_s: float = 0.2
     longest_backoff_s: float = 30.0
     stable_after_s: float = 60.0
     """An engine that ran this long starts its back-off anew."""

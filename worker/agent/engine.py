@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CLEAR_AFTER_S = 0.5
-"""A recovery is over by then, and most of the dead engine's memory given back (``native.leave_heir``); finding and
-ending what it leaves takes ten milliseconds of a core or more."""
+_CLEAR_AFTER_S = 0.3
+"""A recovery is over by then; finding and ending what a dead engine leaves takes ten milliseconds of a core or more."""
 
 
 class Engine:
