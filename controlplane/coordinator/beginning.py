@@ -190,8 +190,7 @@ def redundancy(case: Case) -> Write | State | None:
     plan, _ = _repair(replace(case, state=state), sorted(state.members), urgent=False)
     if plan is None:
         return state
-    base = widened(live, rows=plan.placement.max_ranks, slots=plan.placement.slots_per_rank)
-    placement = toward(live=base, target=plan.placement, members=state.members)
+    placement = _next_flip(state, live, plan)
     # Only strict progress: a planner of another opinion each time must not make the instance flip for ever.
     if int((placement.weights > 0).sum()) <= int((live.weights > 0).sum()) or placement.missing(state.members):
         return state
@@ -215,12 +214,18 @@ def evening(case: Case) -> Write | State | None:
     plan, _ = _repair(replace(case, state=state), sorted(state.members), urgent=True)
     if plan is None:
         return state
-    base = widened(live, rows=plan.placement.max_ranks, slots=plan.placement.slots_per_rank)
-    placement = toward(live=base, target=plan.placement, members=state.members)
-    if placement == base or placement.missing(state.members):
+    placement = _next_flip(state, live, plan)
+    unchanged = widened(live, rows=placement.max_ranks, slots=placement.slots_per_rank)
+    if placement == unchanged or placement.missing(state.members):
         return state
     reason = f"the tokens are spread evenly over the copies that are left; {plan.reason}"
     return changes.prepare(state, record.committed.members, placement, reason=reason)
+
+
+def _next_flip(state: State, live: Placement, plan: Plan) -> Placement:
+    """As near to what is planned for the present members as one flip may come."""
+    base = widened(live, rows=plan.placement.max_ranks, slots=plan.placement.slots_per_rank)
+    return toward(live=base, target=plan.placement, members=state.members)
 
 
 def _held_back(state: State) -> bool:

@@ -178,9 +178,7 @@ class Lockstep:
                     return
             if self._ahead_since and self.membership.current.decided:
                 self._tell_decided()
-                self._reported = (
-                    0  # what broke meanwhile was told of the epoch before, and may count for nothing in this one
-                )
+                self._reported = 0  # told of the epoch before, what broke meanwhile may count for nothing in this one
                 self._report()
             if self.group.look_again():
                 self._report()
