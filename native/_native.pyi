@@ -120,7 +120,7 @@ class ControlBlock:
     fenced: bool
     """The lease is gone or the rank was excluded: the engine stops writing to anyone at its next poll."""
     def abort(self, epoch: int) -> None:
-        """Raise ``abort_epoch`` and wake whoever waits inside the engine."""
+        """Raise ``abort_epoch`` (in what the tables are numbered in: EEP's workers give stamps), and wake who waits."""
     def commit(self, epoch: int) -> None:
         """Raise ``committed_epoch`` and wake whoever waits inside the engine."""
     def wait_commit(self, *, after: int, timeout_s: float) -> int:

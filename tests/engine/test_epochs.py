@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from schemas.messages import Activated
+from schemas.messages import Activated, Fault
 from schemas.placement import EMPTY, Placement
 from schemas.vocabulary import Cut, stamp_of
 from tests.engine.ranks import EXPERTS, Ranks
@@ -82,19 +82,21 @@ def test_an_abort_ends_the_wait_for_a_rank_that_never_comes(ranks):
     stuck = [ranks.engines[rank].enter(1) for rank in (0, 1)]
     assert all(stepping.waits() for stepping in stuck)
     for rank in (0, 1):
-        ranks.engines[rank].control.abort(2)
+        ranks.engines[rank].control.abort(stamp_of(2))
     answers = ranks.prepare(2, ranks.placement([0, 1], half=1), [0, 1], cut=Cut.ABORT)
     assert {answer.ok for answer in answers.values()} == {True}, answers
     ranks.commit(2, [0, 1], Cut.ABORT)
     assert [stepping.rounds() for stepping in stuck] == [1, 1]
     assert ranks.epochs() == {0: 2, 1: 2, 2: 1}
+    told = [said for rank in (0, 1) for said in ranks.engines[rank].said if isinstance(said, Fault)]
+    assert not told, "rank 2 was suspected before the abort was heeded"
 
 
 def test_a_returning_rank_is_linked_anew_and_its_former_self_is_refused(ranks):
     first_epoch(ranks, [0, 1, 2])
     former = ranks.engines.pop(2)
     for rank in (0, 1):
-        ranks.engines[rank].control.abort(2)
+        ranks.engines[rank].control.abort(stamp_of(2))
     stuck = [ranks.engines[rank].enter(1) for rank in (0, 1)]
     ranks.prepare(2, ranks.placement([0, 1], half=1), [0, 1], cut=Cut.ABORT)
     ranks.commit(2, [0, 1], Cut.ABORT)
@@ -173,7 +175,7 @@ def lacking(placement, expert):
 def test_nothing_runs_while_an_expert_has_no_live_copy(ranks):
     first_epoch(ranks, [0, 1])
     for rank in (0, 1):
-        ranks.engines[rank].control.abort(2)
+        ranks.engines[rank].control.abort(stamp_of(2))
     answers = ranks.prepare(2, lacking(ranks.placement([0, 1], half=1), 4), [0, 1], cut=Cut.ABORT)
     assert {answer.missing for answer in answers.values()} == {((1, 4),)}
     ranks.commit(2, [0, 1], Cut.ABORT)
