@@ -100,6 +100,17 @@ def test_the_step_runs_at_once_and_what_comes_out_is_held_until_an_epoch_says_th
     assert ranks.engines[0].membership.current.stamp == stamp
 
 
+def test_who_goes_on_after_a_preparation_came_and_before_it_begins_runs_under_that_version(ranks):
+    formed(ranks, everywhere(ranks))
+    went_on(ranks, 2, {0: 2, 1: 1})
+    holding = Holding(ranks.engines[0])
+    membership = ranks.engines[0].membership
+    members = tuple(ranks.engines[rank].member for rank in (0, 1))
+    assert not membership.begin(2, members, Cut.ABORT, stamp=stamp_of(1, without=2)), "nothing is to be prepared"
+    assert holding.ended() is None
+    assert (membership.current.epoch, membership.current.decided, membership.overruled) == (2, True, False)
+
+
 def test_an_idle_rank_tells_that_it_is_decided(ranks):
     formed(ranks, everywhere(ranks))
     went_on(ranks, 2, {0: 2, 1: 0})

@@ -116,14 +116,19 @@ class Membership:
 
     # --- the preparing thread -----------------------------------------------------------------------------------------
 
-    def begin(self, epoch: Epoch, members: tuple[Member, ...], cut: Cut, *, stamp: Stamp) -> None:
+    def begin(self, epoch: Epoch, members: tuple[Member, ...], cut: Cut, *, stamp: Stamp) -> bool:
         """An epoch is to be prepared; take back what was staged for an older one.
+
+        Returns:
+            False when there is nothing to prepare: the stepping thread went on with just this, maybe this moment.
 
         Raises:
             PrepareError: the epoch is not newer than the current one, or leaves out another rank than this engine did;
                 a version with a stamp of its own ends that.
         """
         with self._changed:
+            if self.confirm(epoch, stamp=stamp):
+                return False
             if epoch <= self.current.epoch:
                 raise PrepareError(f"epoch {epoch} is not newer than the current {self.current.epoch}")
             if stamp <= self.current.stamp:
@@ -135,6 +140,7 @@ class Membership:
                 self._called_off = stamp
             self._changed.notify_all()
         self.on_change()
+        return True
 
     def wait_parked(self, *, deadline: float) -> bool:
         """Wait until the stepping thread runs nothing under the current table; False when the deadline passed first."""

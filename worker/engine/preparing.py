@@ -81,13 +81,14 @@ class Preparing:
             return self._newest is request and time.monotonic() < deadline
 
         membership, rank = self._membership, self._settings.rank
-        if membership.current.epoch == request.epoch:
-            self._links.keep_only(membership.linkable())
-            return Prepared(epoch=request.epoch, ok=True)
-        placement = Placement.from_wire(request.placement)
-        self._check(placement)
-        membership.begin(request.epoch, request.members, request.cut, stamp=request.stamp)
+        in_force = membership.current.epoch == request.epoch
+        if not in_force:
+            placement = Placement.from_wire(request.placement)
+            self._check(placement)
+            in_force = not membership.begin(request.epoch, request.members, request.cut, stamp=request.stamp)
         self._links.keep_only(membership.linkable())
+        if in_force:
+            return Prepared(epoch=request.epoch, ok=True)
         included = any(
             member.rank == rank and member.incarnation == self._settings.incarnation for member in request.members
         )
