@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -67,6 +68,13 @@ def test_the_memory_outlives_the_process_for_a_while_and_goes_piece_by_piece(lea
     seen = set()
     until(lambda: seen.add(rss(heir) // (16 * MIB)) or gone(heir))
     assert len(seen) > 4, "it went at once"
+
+
+def test_what_runs_out_of_memory_ends_an_heir_first(leaver):
+    process, heir, _ = leaver
+    process.kill()
+    process.wait(timeout=10)
+    until(lambda: Path(f"/proc/{heir.pid}/oom_score_adj").read_text().strip() == "1000")
 
 
 @pytest.mark.parametrize("leaver", [30.0], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.engine.tree import end_tree, shared_by
+from worker.engine.tree import end_heirs, end_tree, shared_by
 
 SHARES = """
 import multiprocessing, os, sys, time
@@ -84,3 +85,55 @@ def test_a_group_that_is_gone_is_no_error():
     gone = subprocess.Popen(["true"], start_new_session=True)
     gone.wait(timeout=5)
     end_tree(gone.pid)
+
+
+HAS_AN_HEIR = """
+import time
+from native import _native
+held = bytearray(64 << 20)
+print(_native.leave_heir(linger_s=60.0), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def bequest():
+    """A process, and its heir."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", HAS_AN_HEIR], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    yield owner, psutil.Process(int(owner.stdout.readline()))
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(owner.pid, signal.SIGKILL)
+    owner.wait(timeout=5)
+    owner.stdout.close()
+
+
+def gone(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_heirs_are_spared_until_they_too_are_ended(bequest):
+    owner, heir = bequest
+    end_tree(owner.pid, spare_heirs=True)
+    assert owner.wait(timeout=5) == -9
+    assert not gone(heir)
+    end_heirs(owner.pid)
+    psutil.wait_procs([heir], timeout=5)
+    assert gone(heir)
+
+
+def test_only_heirs_are_ended_as_heirs(bequest):
+    owner, heir = bequest
+    end_heirs(owner.pid)
+    psutil.wait_procs([heir], timeout=5)
+    assert gone(heir)
+    assert owner.poll() is None
+
+
+def test_heirs_go_with_a_tree_that_is_to_leave_nothing(bequest):
+    owner, heir = bequest
+    end_tree(owner.pid)
+    assert owner.wait(timeout=5) == -9
+    psutil.wait_procs([heir], timeout=5)
+    assert gone(heir)

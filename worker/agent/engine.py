@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 _CLEAR_AFTER_S = 0.3
 """A recovery is over by then; finding and ending what a dead engine leaves takes ten milliseconds of a core or more."""
 
+_WITH_HEIRS = 16
+"""Dead engines whose memory may not be back yet: more than can be started in ten seconds."""
+
 
 class Engine:
     """One rank's engine over all its incarnations; at most one runs.
@@ -48,6 +52,7 @@ class Engine:
         self._heard: Callable[[Event], None]
         self._client = EngineClient(str(folder / "agent.sock"))
         self._process: EngineProcess | None = None
+        self._former: deque[EngineProcess] = deque(maxlen=_WITH_HEIRS)
         self._control: ControlBlock | None = None
         self._incarnation: Incarnation = 0
         self._pidfds: list[int] = []
@@ -69,6 +74,8 @@ class Engine:
     async def close(self) -> None:
         """End what runs and stop listening."""
         await self.end(fence=True)
+        for process in self._former:
+            await asyncio.to_thread(process.end_heirs)
         tasks = [*self._tasks, *((self._clearing,) if self._clearing else ())]
         for task in tasks:
             task.cancel()
@@ -102,7 +109,8 @@ class Engine:
         self._unwatch()
         if self._process is not None:
             process, self._process = self._process, None
-            await asyncio.to_thread(process.kill)
+            self._former.append(process)
+            await asyncio.to_thread(process.kill, spare_heirs=True)
         if self._control is not None:
             await asyncio.to_thread(Path(self._control.path).unlink, missing_ok=True)
             self._control = None

@@ -238,8 +238,6 @@ class Engine:
         gc.freeze()  # the model and SGLang's modules stay; a collection that walks them is a gap in everybody's stream
         began = time.monotonic()
         log.info("%d MiB in large pages after %.0f ms", pages.collapse() >> 20, (time.monotonic() - began) * 1e3)
-        if self.settings.device == "cpu":  # what a driver makes of memory that outlives its process is not known
-            _native.leave_heir()
 
     def _status(self, group: DataPlane, membership: Membership, control: _native.ControlBlock) -> EngineStatus:
         scheduler = self._scheduler

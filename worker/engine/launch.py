@@ -18,7 +18,7 @@ from worker.engine import settings as engine_settings
 from worker.engine import yielding
 from worker.engine.errors import SettingsError
 from worker.engine.tether import tethered
-from worker.engine.tree import end_tree, shared_by
+from worker.engine.tree import end_heirs, end_tree, shared_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -180,12 +180,20 @@ class EngineProcess:
         yielding.rise(self.pid, behind=self.config.niceness)
         self._shared = shared_by(self.pid)
 
-    def kill(self) -> None:
-        """End every process of the tree now, with what they shared; no wait is longer than a second."""
+    def kill(self, *, spare_heirs: bool = False) -> None:
+        """End every process of the tree now, with what they shared; no wait is longer than a second.
+
+        Args:
+            spare_heirs: leave those that give the memory back slowly, for ten seconds or until ``end_heirs``.
+        """
         yielding.sink(self.pid)
-        end_tree(self.pid, known=self._shared)
+        end_tree(self.pid, known=self._shared, spare_heirs=spare_heirs)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=1.0)
+
+    def end_heirs(self) -> None:
+        """End those that still give memory back."""
+        end_heirs(self.pid)
 
     def end(self, *, within_s: float = 5.0) -> None:
         """Ask SGLang to stop, then kill what is left of the tree."""

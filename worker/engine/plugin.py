@@ -12,6 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from native import _native
 from worker.cpu import boot, seeded
 from worker.engine import seams, settings
 from worker.engine.errors import EngineError
@@ -51,6 +52,8 @@ def register() -> None:
     chosen = settings.from_environment()
     if chosen is None:
         return
+    if chosen.device == "cpu":  # what a driver makes of memory that outlives its process is not known
+        _native.leave_heir()
     if multiprocessing.parent_process() is None:
         _register_main(chosen)
     elif _role().startswith("run_scheduler_process"):

@@ -1,8 +1,13 @@
-"""Ends a process group at once, and removes what its processes shared."""
+"""Ends a process group at once, and removes what its processes shared.
+
+Each process of an engine on CPUs has an heir (``_native.leave_heir``), which gives its memory back over seconds when
+it is dead, and then ends: heirs can be spared.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import select
 import signal
@@ -11,12 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 _TRACKER_S = 0.5
 """For a resource tracker to remove what the others left; it takes milliseconds."""
 _SHARED = Path("/dev/shm")  # noqa: S108  where Linux keeps named semaphores and shared memory
+_HEIR = "eep-heir"
 _KINDS = ("sem.mp-", "sglang_loads_", "sgl_shm_")
+
+
+class _Role(enum.Enum):
+    """Of a process in its group."""
+
+    OTHER = enum.auto()
+    TRACKER = enum.auto()
+    """Python's, of named semaphores and shared memory."""
+    HEIR = enum.auto()
 
 
 def shared_by(group: int) -> frozenset[int]:
@@ -24,21 +39,36 @@ def shared_by(group: int) -> frozenset[int]:
     return frozenset(inode for pid in _running(group) for inode in _mapped(pid))
 
 
-def end_tree(group: int, *, known: frozenset[int] = frozenset(), within_s: float = 1.0) -> None:
+def end_tree(
+    group: int, *, known: frozenset[int] = frozenset(), within_s: float = 1.0, spare_heirs: bool = False
+) -> None:
     """SIGKILL every process of the group; return when none runs, or after ``within_s`` and half a second.
+
+    ``spare_heirs`` lets heirs give the memory back slowly; ``end_heirs`` ends them later.
 
     Python's resource trackers go last and by themselves: when all others have died they remove the named semaphores and
     shared memory of the group. What nobody tracks (SGLang's load files, or everything once SGLang has killed its own
     tracker) is removed by its inode: only files that a process of this group had mapped, now or as ``known`` tells.
     """
     shared = known | shared_by(group)
+    last = {_Role.TRACKER, _Role.HEIR}
     limit = time.monotonic() + within_s
-    while (ending := [pid for pid, tracks in _running(group).items() if not tracks]) and time.monotonic() < limit:
+    while (ending := _running(group, but=last)) and time.monotonic() < limit:
         _await_end(ending, limit, kill=True)  # in rounds: one that is killed may have started another
-    _await_end(_running(group), time.monotonic() + _TRACKER_S, kill=False)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+    _await_end(_running(group, but={_Role.HEIR}), time.monotonic() + _TRACKER_S, kill=False)
+    _kill(_running(group, but={_Role.HEIR} if spare_heirs else set()))
     _remove(shared)
+
+
+def end_heirs(group: int) -> None:
+    """SIGKILL what ``end_tree`` has spared. Another group may bear the number by now: only heirs are ended."""
+    _kill(_running(group, but=set(_Role) - {_Role.HEIR}))
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _await_end(pids: Iterable[int], limit: float, *, kill: bool) -> None:
@@ -60,17 +90,25 @@ def _await_end(pids: Iterable[int], limit: float, *, kill: bool) -> None:
                 waiting -= 1
 
 
-def _running(group: int) -> dict[int, bool]:
-    """Processes of the group that have not ended, and whether each is a resource tracker."""
-    found = {}
+def _running(group: int, *, but: Collection[_Role] = ()) -> list[int]:
+    """Processes of the group that have not ended, less those of some roles."""
+    found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         with contextlib.suppress(OSError):  # it ended while we looked
-            state, _, owner = (process / "stat").read_text().rpartition(")")[2].split()[:3]
-            if int(owner) == group and state not in "ZX":
-                found[int(process.name)] = b"multiprocessing.resource_tracker" in (process / "cmdline").read_bytes()
+            head, _, tail = (process / "stat").read_text().rpartition(")")
+            state, _, owner = tail.split()[:3]
+            if int(owner) == group and state not in "ZX" and _role(process, head.partition("(")[2]) not in but:
+                found.append(int(process.name))
     return found
+
+
+def _role(process: Path, name: str) -> _Role:
+    if name == _HEIR:
+        return _Role.HEIR
+    tracks = b"multiprocessing.resource_tracker" in (process / "cmdline").read_bytes()
+    return _Role.TRACKER if tracks else _Role.OTHER
 
 
 def _mapped(pid: int) -> set[int]:

@@ -22,6 +22,7 @@ namespace {
 constexpr u64 kStackBytes = 1U << 18;
 constexpr u64 kGuardBytes = 1U << 16;  // on both sides, so that the kernel joins the stack's mapping with no other
 constexpr u64 kTextBytes = 8192;
+constexpr u64 kPageBytes = 4096;
 
 /// What the heir needs; lies at the foot of its stack. Its code allocates nothing, takes no lock and asks the kernel without the C
 /// library's help: the process that it shares memory with may have died holding any lock, and part of that memory is given back.
@@ -47,21 +48,11 @@ u64 hex(const char*& at) {
   }
 }
 
-/// Drops the pages of a mapping, piece by piece.
-void give_back(const Estate& estate, u64 first, u64 end) {
-  for (const u64 kept : estate.kept) {
-    if (first <= kept && kept < end) return;
-  }
-  for (u64 at = first; at < end; at += estate.options.piece_bytes) {
-    const u64 bytes = end - at < estate.options.piece_bytes ? end - at : estate.options.piece_bytes;
-    ::syscall(SYS_madvise, at, bytes, MADV_DONTNEED);
-    nap(estate.options.pause_ns);
-  }
-}
-
-/// Every writable mapping of more than a piece. The rest is little, and goes with the heir.
-void give_all_back(Estate& estate) {
-  const long maps = ::syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY);
+/// Calls `visit(first, end)` for every writable mapping of more than a piece that can be spared. The rest is little, and goes with the
+/// heir.
+template <class Visit>
+void each_mapping(Estate& estate, Visit visit) {
+  const int maps = static_cast<int>(::syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY));
   if (maps < 0) return;
   u64 filled = 0;
   for (;;) {
@@ -77,12 +68,40 @@ void give_all_back(Estate& estate) {
       ++at;
       const u64 end = hex(at);
       const bool writable = at[1] == 'r' && at[2] == 'w';  // " rw-p"
-      if (writable && end - first > estate.options.piece_bytes) give_back(estate, first, end);
+      bool kept = false;
+      for (const u64 address : estate.kept) kept = kept || (first <= address && address < end);
+      if (writable && !kept && end - first > estate.options.piece_bytes) visit(first, end);
     }
     filled -= begin;
     for (u64 i = 0; i < filled; ++i) estate.text[i] = estate.text[begin + i];
     if (filled == kTextBytes) break;  // no line is so long
   }
+  ::syscall(SYS_close, maps);
+}
+
+void give_all_back(Estate& estate) {
+  u64 bytes = 0;
+  each_mapping(estate, [&bytes](u64 first, u64 end) { bytes += end - first; });
+  const HeirOptions& options = estate.options;
+  u64 piece = bytes / options.pieces;
+  if (piece < options.piece_bytes) piece = options.piece_bytes;
+  piece &= ~(kPageBytes - 1);
+  each_mapping(estate, [&options, piece](u64 first, u64 end) {
+    for (u64 at = first; at < end; at += piece) {
+      ::syscall(SYS_madvise, at, end - at < piece ? end - at : piece, MADV_DONTNEED);
+      nap(options.pause_ns);
+    }
+  });
+}
+
+/// When the kernel runs out of memory, this process is ended before anybody else.
+void yield_to_all() {
+  const sched_param lowest{};
+  ::syscall(SYS_sched_setscheduler, 0, SCHED_IDLE, &lowest);
+  const int score = static_cast<int>(::syscall(SYS_openat, AT_FDCWD, "/proc/self/oom_score_adj", O_WRONLY));
+  if (score < 0) return;
+  ::syscall(SYS_write, score, "1000", 4);
+  ::syscall(SYS_close, score);
 }
 
 int inherit(void* argument) {
@@ -94,8 +113,7 @@ int inherit(void* argument) {
   ::prctl(PR_SET_NAME, "eep-heir");
   pollfd watched{estate.pidfd, POLLIN, 0};
   while (::poll(&watched, 1, -1) < 1) continue;
-  const sched_param lowest{};
-  ::syscall(SYS_sched_setscheduler, 0, SCHED_IDLE, &lowest);
+  yield_to_all();
   nap(estate.options.linger_ns);
   give_all_back(estate);
   ::syscall(SYS_exit_group, 0);
