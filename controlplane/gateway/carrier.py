@@ -168,6 +168,8 @@ class Carrier:
     async def _run(self, send: Send) -> None:
         if send.settle:
             await self._ranks.settled()
+        elif self._lost_on:
+            await self._ranks.decided(self._lost_on)
         try:
             route = await self._ranks.assign(send.prompt, avoid=self._lost_on, resumed=send.resumed, struck=send.settle)
         except self._ranks.NoRankError as error:

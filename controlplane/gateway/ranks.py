@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _ABORT_S = 2.0
 _TICK_S = 0.25
+_DECIDED_S = 0.05
+"""In which a loss is decided, mostly; the others run no new request before that."""
 _SETTLE_LONGEST_S = 1.0
 """Membership that has not changed by then will not change because of this loss."""
 _SETTLE_QUIET_S = 0.15
@@ -131,6 +134,17 @@ class Ranks:
         self._router.end(route)
         self._struck[route.key] -= struck
         self._metrics.inflight.labels(str(route.rank)).dec()
+
+    async def decided(self, lost: Collection[tuple[int, int]]) -> None:
+        """Wait a moment until none of the ``lost`` is a member: what died beside them is known by then, mostly.
+
+        Whoever is sent to the second of two ranks that died at one moment is taken for what killed it.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DECIDED_S):
+                while not self.routes.table.members.isdisjoint(lost):
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def settled(self) -> None:
         """Wait until the membership changed and came to rest, or clearly will not change."""

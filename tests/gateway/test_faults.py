@@ -156,6 +156,31 @@ async def test_a_poisonous_request_is_given_up_and_the_rest_of_the_cluster_survi
             assert (line["ending"], line["error"]["code"]) == ("failed", "request_given_up")
 
 
+async def test_a_lost_ranks_requests_are_not_sent_to_one_that_died_beside_it(gateway):
+    """Until the loss is decided nobody runs them, and until then the second death is mostly known as well."""
+    async with AsyncExitStack() as stack:
+        first, second, third = await start(stack, {"pause_s": 0.05}, {}, {})
+        async with gateway(first, second, third, serving=[first]) as client:
+            answer = asyncio.create_task(client.generate())
+            await client.until(lambda: first.bodies)
+            client.serve(second, members=[first, second])
+            await asyncio.sleep(0.01)
+            client.serve(third, members=[third])
+            assert (await answer)[2]["output_ids"] == EXPECTED
+            assert (len(second.bodies), len(third.bodies)) == (0, 1)
+
+
+async def test_a_loss_that_nobody_decides_delays_a_request_by_a_moment_only(gateway):
+    async with AsyncExitStack() as stack:
+        first, second = await start(stack, {"pause_s": 0.05}, {})
+        async with gateway(first, second, serving=[first]) as client:
+            answer = asyncio.create_task(client.generate())
+            await client.until(lambda: first.bodies)
+            client.serve(second, members=[first, second])
+            assert (await answer)[2]["output_ids"] == EXPECTED
+            assert len(second.bodies) == 1
+
+
 async def test_two_requests_under_suspicion_do_not_share_a_rank(gateway):
     """One of them may have killed the rank they were on; the other must not be there when it kills the next."""
     async with AsyncExitStack() as stack:

@@ -37,7 +37,7 @@ def test_clients_of_the_dead_rank_are_told_from_the_others():
     assert split_by_rank([dead, other, over], (2,), moment) == ([other], [dead])
     report = FaultReport("SIGKILL", 2)
     gaps_of_loss(report, [dead, other, over], moment, 200 * MS)
-    assert (report.pause_ms, report.resume_ms) == (20, 50)
+    assert (report.pause_ms, report.pause_at_ms, report.resume_ms) == (20, -10, 50)
 
 
 def test_a_recoverys_record_becomes_figures():

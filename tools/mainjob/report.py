@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controlplane.telemetry import trace_id_of
 from schemas.codec import decode
@@ -33,6 +33,7 @@ class FaultReport:
         detected_ms: from the fault to the first evidence.
         committed_ms: from the fault to the committed epoch.
         pause_ms: longest gap between two tokens seen by any client of a surviving rank.
+        pause_at_ms: when that gap began, from the fault: a gap long after it has another cause than the recovery.
         resume_ms: the same for clients of the dead rank.
         coverage: ``intact``, or ``repaired`` when experts had to be loaded.
         loaded_bytes: by source tier.
@@ -49,6 +50,7 @@ class FaultReport:
     detected_ms: float | None = None
     committed_ms: float | None = None
     pause_ms: float = 0.0
+    pause_at_ms: float | None = None
     resume_ms: float | None = None
     coverage: str = "intact"
     loaded_bytes: dict[str, int] = field(default_factory=dict)
@@ -102,17 +104,34 @@ def _phase(recovery: Recovery, name: str) -> Phase | None:
     return next((phase for phase in recovery.phases if phase.name == name), None)
 
 
-def longest_gap_ms(answers: Iterable[Answer], *, since_ns: int, until_ns: int) -> float:
-    """Longest gap between two tokens of one answer that overlaps the time between two moments, ms."""
+class Gap(NamedTuple):
+    """Between two tokens of one answer.
+
+    Attributes:
+        ms: its length.
+        began_ns: when the first of them came, monotonic.
+    """
+
+    ms: float = 0.0
+    began_ns: int = 0
+
+
+def longest_gap(answers: Iterable[Answer], *, since_ns: int, until_ns: int) -> Gap:
+    """The longest gap that overlaps the time between two moments."""
     return max(
         (
-            (later - earlier) / 1e6
+            Gap((later - earlier) / 1e6, earlier)
             for answer in answers
             for earlier, later in pairwise(answer.arrived_ns)
             if later >= since_ns and earlier <= until_ns
         ),
-        default=0.0,
+        default=Gap(),
     )
+
+
+def longest_gap_ms(answers: Iterable[Answer], *, since_ns: int, until_ns: int) -> float:
+    """Its length, ms."""
+    return longest_gap(answers, since_ns=since_ns, until_ns=until_ns).ms
 
 
 def split_by_rank(
@@ -136,7 +155,9 @@ def gaps_of_loss(report: FaultReport, answers: Sequence[Answer], moment: Moment,
     """Fill in what clients saw of a loss."""
     others, hit = split_by_rank(answers, report.blamed or (report.rank,), moment)
     window = {"since_ns": moment.monotonic_ns, "until_ns": until_ns + _SETTLED_NS}
-    report.pause_ms = longest_gap_ms(others, **window)
+    pause = longest_gap(others, **window)
+    report.pause_ms = pause.ms
+    report.pause_at_ms = (pause.began_ns - moment.monotonic_ns) / 1e6 if pause.ms else None
     report.resume_ms = longest_gap_ms(hit, **window) if hit else None
 
 

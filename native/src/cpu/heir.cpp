@@ -48,8 +48,7 @@ u64 hex(const char*& at) {
   }
 }
 
-/// Calls `visit(first, end)` for every writable mapping of more than a piece that can be spared. The rest is little, and goes with the
-/// heir.
+/// Calls `visit(first, end)` for every writable mapping that can be spared.
 template <class Visit>
 void each_mapping(Estate& estate, Visit visit) {
   const int maps = static_cast<int>(::syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY));
@@ -70,7 +69,7 @@ void each_mapping(Estate& estate, Visit visit) {
       const bool writable = at[1] == 'r' && at[2] == 'w';  // " rw-p"
       bool kept = false;
       for (const u64 address : estate.kept) kept = kept || (first <= address && address < end);
-      if (writable && !kept && end - first > estate.options.piece_bytes) visit(first, end);
+      if (writable && !kept) visit(first, end);
     }
     filled -= begin;
     for (u64 i = 0; i < filled; ++i) estate.text[i] = estate.text[begin + i];
@@ -86,9 +85,15 @@ void give_all_back(Estate& estate) {
   u64 piece = bytes / options.pieces;
   if (piece < options.piece_bytes) piece = options.piece_bytes;
   piece &= ~(kPageBytes - 1);
-  each_mapping(estate, [&options, piece](u64 first, u64 end) {
-    for (u64 at = first; at < end; at += piece) {
-      ::syscall(SYS_madvise, at, end - at < piece ? end - at : piece, MADV_DONTNEED);
+  u64 left = piece;  // of the present piece, which may consist of many small mappings
+  each_mapping(estate, [&options, &left, piece](u64 first, u64 end) {
+    for (u64 at = first; at < end;) {
+      const u64 part = end - at < left ? end - at : left;
+      ::syscall(SYS_madvise, at, part, MADV_DONTNEED);
+      at += part;
+      left -= part;
+      if (left != 0) continue;
+      left = piece;
       nap(options.pause_ns);
     }
   });
