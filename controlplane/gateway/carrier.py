@@ -166,12 +166,11 @@ class Carrier:
             self._ranks.abort(self._attempt.route, f"{self.generation.rid}-{self._attempt.number}")
 
     async def _run(self, send: Send) -> None:
-        if send.settle:
-            await self._ranks.settled()
-        elif self._lost_on:
-            await self._ranks.decided(self._lost_on)
+        outlived = await self._ranks.settled() if send.settle else ()
         try:
-            route = await self._ranks.assign(send.prompt, avoid=self._lost_on, resumed=send.resumed, struck=send.settle)
+            route = await self._ranks.assign(
+                send.prompt, avoid=self._lost_on, resumed=send.resumed, struck=send.settle, outlived=outlived
+            )
         except self._ranks.NoRankError as error:
             self._feed(Abandoned(error))
             return

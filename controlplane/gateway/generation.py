@@ -11,8 +11,9 @@ What it guarantees:
 
 A strike is a rank's death in which the request had made next to no progress there. A request that was merely present
 when a rank was killed has made progress; one that kills makes none, at the latest when it is resumed. After a strike
-the next attempt waits until the membership has settled, so that two ranks killed at one moment are one misfortune, and
-goes to a rank without another request under suspicion, so that the one that kills does not take the other along.
+the next attempt waits for a rank that speaks, or else until the membership has settled, so that two ranks killed at one
+moment are one misfortune; and it goes to a rank without another request under suspicion, so that the one that kills
+does not take the other along.
 """
 
 from __future__ import annotations

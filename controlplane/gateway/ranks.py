@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _ABORT_S = 2.0
 _TICK_S = 0.25
-_DECIDED_S = 0.05
-"""In which a loss is decided, mostly; the others run no new request before that."""
 _SETTLE_LONGEST_S = 1.0
 """Membership that has not changed by then will not change because of this loss."""
 _SETTLE_QUIET_S = 0.15
 """Ranks lost at one moment leave the epoch within this of one another."""
+_SETTLE_LOOK_S = 0.01
+"""A step is longer."""
 _SAME_AGAIN_S = 0.5
 """Before a rank that failed is tried again, when there is no other."""
 _SPEAKS_S = 1.0
@@ -81,19 +80,26 @@ class Ranks:
     # --- choosing ----------------------------------------------------------------------------------------------------
 
     async def assign(
-        self, prompt: Sequence[int], *, avoid: Collection[tuple[int, int]], resumed: bool, struck: bool = False
+        self,
+        prompt: Sequence[int],
+        *,
+        avoid: Collection[tuple[int, int]],
+        resumed: bool,
+        struck: bool = False,
+        outlived: Collection[tuple[int, int]] = (),
     ) -> Route:
         """The rank for ``prompt``, as soon as there is one; ``release`` it afterwards.
 
         A ``struck`` request gets a rank without another one where there is such a rank: of two that were on a rank when
-        it died, one may have killed it, and must not cost the other its second chance.
+        it died, one may have killed it, and must not cost the other its second chance. It gets one that ``outlived``
+        the loss where that is known of any.
 
         Raises:
             UnavailableError: none came; a resumed answer waits as long as its deadline allows instead.
         """
         give_up = float("inf") if resumed else time.monotonic() + self._config.no_rank_wait_s
         while True:
-            choice = self._choose(prompt, avoid, struck=struck) or await self._wait(prompt)
+            choice = self._choose(prompt, avoid, struck, outlived) or await self._wait(prompt)
             if choice is not None:
                 log.debug("%s", choice.reason)
                 self._struck[choice.route.key] += struck
@@ -107,12 +113,20 @@ class Ranks:
                     retry_after_s=waited,
                 )
 
-    def _choose(self, prompt: Sequence[int], avoid: Collection[tuple[int, int]], *, struck: bool) -> Choice | None:
+    def _choose(
+        self,
+        prompt: Sequence[int],
+        avoid: Collection[tuple[int, int]],
+        struck: bool,  # noqa: FBT001
+        outlived: Collection[tuple[int, int]],
+    ) -> Choice | None:
         table, now = self.routes.table, time.monotonic()
         if struck:
             apart = {*avoid, *(key for key, count in self._struck.items() if count)}
-            if (choice := self._router.choose(prompt, table, now=now, avoid=apart)) is not None:
-                return choice
+            unproven = {route.key for route in table.open} - set(outlived) if outlived else set()
+            for shunned in (apart | unproven, apart):
+                if (choice := self._router.choose(prompt, table, now=now, avoid=shunned)) is not None:
+                    return choice
         return self._router.choose(prompt, table, now=now, avoid=avoid)
 
     async def _wait(self, prompt: Sequence[int]) -> Choice | None:
@@ -135,25 +149,25 @@ class Ranks:
         self._struck[route.key] -= struck
         self._metrics.inflight.labels(str(route.rank)).dec()
 
-    async def decided(self, lost: Collection[tuple[int, int]]) -> None:
-        """Wait a moment until none of the ``lost`` is a member: what died beside them is known by then, mostly.
+    async def settled(self) -> Collection[tuple[int, int]]:
+        """Wait until a rank has spoken: whoever speaks has outlived the loss; those that have.
 
-        Whoever is sent to the second of two ranks that died at one moment is taken for what killed it.
+        Without an answer under way nobody speaks. Then the membership has to change and to come to rest, or clearly not
+        to change; nobody is named.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DECIDED_S):
-                while not self.routes.table.members.isdisjoint(lost):
-                    self._changed.clear()
-                    await self._changed.wait()
-
-    async def settled(self) -> None:
-        """Wait until the membership changed and came to rest, or clearly will not change."""
-        epoch, started = self.routes.table.epoch, time.monotonic()
+        epoch, started, spoke = self.routes.table.epoch, time.monotonic(), False
         while (now := time.monotonic()) - started < _SETTLE_LONGEST_S:
+            if spoke:
+                return self._spoke_since(started)
+            spoke = bool(self._spoke_since(started))  # the others' tokens of that step come until the next look
             moved = self.routes.table.epoch != epoch or self._changed_at >= started - _SETTLE_QUIET_S
             if moved and now - self._changed_at >= _SETTLE_QUIET_S:
-                return
-            await asyncio.sleep(_SETTLE_QUIET_S / 3)
+                break
+            await asyncio.sleep(_SETTLE_LOOK_S)
+        return ()
+
+    def _spoke_since(self, moment: float) -> Collection[tuple[int, int]]:
+        return {route.key for route in self.routes.table.open if self._heard.get(route.key, 0.0) > moment}
 
     # --- talking -----------------------------------------------------------------------------------------------------
 

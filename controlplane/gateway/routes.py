@@ -43,14 +43,12 @@ class RouteTable:
         routes: ranks of the epoch that are registered and ready, by rank.
         traceparent: of the recovery or operation that made the epoch.
         missing: (layer, expert) pairs without a copy that answers are made without, 0 where ranks wait for them.
-        members: processes of the epoch, whether they serve or not.
     """
 
     epoch: Epoch = 0
     routes: tuple[Route, ...] = ()
     traceparent: str = ""
     missing: int = 0
-    members: frozenset[tuple[Rank, Incarnation]] = frozenset()
 
     def __contains__(self, key: tuple[Rank, Incarnation]) -> bool:
         return any(route.key == key for route in self.routes)
@@ -68,7 +66,7 @@ def build(record: EpochRecord | None, registrations: Iterable[Registration]) -> 
     """
     if record is None:
         return RouteTable()
-    members = frozenset((member.rank, member.incarnation) for member in record.committed.members)
+    members = {(member.rank, member.incarnation) for member in record.committed.members}
     serving = [each for each in registrations if (each.rank, each.incarnation) in members]
     staying = {member.rank for member in record.preparing.members} if record.preparing else None
     routes = [
@@ -87,7 +85,6 @@ def build(record: EpochRecord | None, registrations: Iterable[Registration]) -> 
         routes=tuple(routes),
         traceparent=record.traceparent,
         missing=record.committed.missing if any(each.best_effort for each in serving) else 0,
-        members=members,
     )
 
 

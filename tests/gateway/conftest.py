@@ -41,16 +41,15 @@ class Client:
     epoch: int = 0
     ranks: list = field(default_factory=list)
 
-    def serve(self, *ranks, draining=(), traceparent="", missing=0, members=()):
-        """A new epoch of these stand-ins, by their place in ``self.ranks``; not all ``members`` need serve."""
+    def serve(self, *ranks, draining=(), traceparent="", missing=0):
+        """A new epoch of these stand-ins, by their place in ``self.ranks``."""
         self.epoch += 1
         routes = [
             Route(self.ranks.index(rank), 1, rank.url, draining=rank in draining)
             for rank in self.ranks
             if rank in ranks
         ]
-        keys = frozenset((self.ranks.index(rank), 1) for rank in members)
-        self.routes.replace(RouteTable(self.epoch, tuple(routes), traceparent, missing, keys))
+        self.routes.replace(RouteTable(self.epoch, tuple(routes), traceparent, missing))
 
     async def post(self, path, body, **headers):
         async with self.http.post(self.url + path, json=body, headers=headers) as response:

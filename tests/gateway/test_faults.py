@@ -156,29 +156,20 @@ async def test_a_poisonous_request_is_given_up_and_the_rest_of_the_cluster_survi
             assert (line["ending"], line["error"]["code"]) == ("failed", "request_given_up")
 
 
-async def test_a_lost_ranks_requests_are_not_sent_to_one_that_died_beside_it(gateway):
-    """Until the loss is decided nobody runs them, and until then the second death is mostly known as well."""
+async def test_a_request_under_suspicion_goes_to_a_rank_that_spoke_since(gateway):
+    """Also to a busy one: of the idle one nothing is known."""
     async with AsyncExitStack() as stack:
-        first, second, third = await start(stack, {"pause_s": 0.05}, {}, {})
-        async with gateway(first, second, third, serving=[first]) as client:
+        deadly, busy, idle = await start(stack, {"cut_at": 0}, {"pause_s": 0.02}, {})
+        async with gateway(deadly, busy, idle, serving=[busy]) as client:
+            other = asyncio.create_task(client.generate(80, prompt=[1, 2, 3]))
+            await client.until(lambda: busy.bodies)
+            client.serve(deadly, busy)
             answer = asyncio.create_task(client.generate())
-            await client.until(lambda: first.bodies)
-            client.serve(second, members=[first, second])
-            await asyncio.sleep(0.01)
-            client.serve(third, members=[third])
+            await client.until(lambda: deadly.bodies)
+            client.serve(busy, idle)
             assert (await answer)[2]["output_ids"] == EXPECTED
-            assert (len(second.bodies), len(third.bodies)) == (0, 1)
-
-
-async def test_a_loss_that_nobody_decides_delays_a_request_by_a_moment_only(gateway):
-    async with AsyncExitStack() as stack:
-        first, second = await start(stack, {"pause_s": 0.05}, {})
-        async with gateway(first, second, serving=[first]) as client:
-            answer = asyncio.create_task(client.generate())
-            await client.until(lambda: first.bodies)
-            client.serve(second, members=[first, second])
-            assert (await answer)[2]["output_ids"] == EXPECTED
-            assert len(second.bodies) == 1
+            assert (len(busy.bodies), len(idle.bodies)) == (2, 0)
+            assert (await other)[2]["output_ids"] == answer_of([1, 2, 3], 80)
 
 
 async def test_two_requests_under_suspicion_do_not_share_a_rank(gateway):
