@@ -13,12 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from worker.engine.tether import prctl
+
+PR_SET_CHILD_SUBREAPER = 36
 MIB = 1 << 20
 SIZE = 256 * MIB
 LEAVER = f"""
 import mmap, os, sys, time
 from native import _native
-held = mmap.mmap(-1, {SIZE})
+held = mmap.mmap(-1, {SIZE}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 held[:] = b"x" * {SIZE}
 print(_native.leave_heir(linger_s=float(sys.argv[1])), flush=True)
 time.sleep(600)
@@ -60,6 +63,15 @@ def gone(process):
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.fixture
+def reaper():
+    """Orphans become children of this process, which learns how they end."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+@pytest.mark.usefixtures("reaper")
 def test_the_memory_outlives_the_process_for_a_while_and_goes_piece_by_piece(leaver):
     process, heir, _ = leaver
     process.kill()
@@ -68,6 +80,7 @@ def test_the_memory_outlives_the_process_for_a_while_and_goes_piece_by_piece(lea
     seen = set()
     until(lambda: seen.add(rss(heir) // (16 * MIB)) or gone(heir))
     assert len(seen) > 4, "it went at once"
+    assert os.waitstatus_to_exitcode(os.waitpid(heir.pid, 0)[1]) == 0
 
 
 def test_what_runs_out_of_memory_ends_an_heir_first(leaver):

@@ -48,7 +48,8 @@ u64 hex(const char*& at) {
   }
 }
 
-/// Calls `visit(first, end)` for every writable mapping that can be spared.
+/// Calls `visit(first, end)` for every writable anonymous mapping that can be spared. Those of files are libraries' data, which the code
+/// here is called through, and what other processes hold as well.
 template <class Visit>
 void each_mapping(Estate& estate, Visit visit) {
   const int maps = static_cast<int>(::syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY));
@@ -66,10 +67,13 @@ void each_mapping(Estate& estate, Visit visit) {
       const u64 first = hex(at);
       ++at;
       const u64 end = hex(at);
-      const bool writable = at[1] == 'r' && at[2] == 'w';  // " rw-p"
-      bool kept = false;
-      for (const u64 address : estate.kept) kept = kept || (first <= address && address < end);
-      if (writable && !kept) visit(first, end);
+      const bool writable = at[1] == 'r' && at[2] == 'w';  // " rw-p "
+      at += 6;
+      hex(at);  // the offset; then a space and the device, "00:00" for no file
+      const u64 major = hex(++at), minor = hex(++at);
+      bool spared = writable && major == 0 && minor == 0;
+      for (const u64 address : estate.kept) spared = spared && !(first <= address && address < end);
+      if (spared) visit(first, end);
     }
     filled -= begin;
     for (u64 i = 0; i < filled; ++i) estate.text[i] = estate.text[begin + i];

@@ -9,7 +9,7 @@ struct HeirOptions {
   u64 linger_ns = 100'000'000;  // after the death, before anything is given back: the time of a recovery
   u64 piece_bytes = 1U << 20;   // given back at once
   u64 pause_ns = 25'000'000;    // between two pieces
-  u64 pieces = 400;             // at most; of more memory the pieces are larger, so that an heir is gone after ten seconds
+  u64 pieces = 400;             // at most; of more memory the pieces are larger, so that an heir is gone after some ten seconds
 };
 
 /// Starts a process that shares this one's memory and nothing else, sleeps until this one has died, gives the memory back and ends; its
