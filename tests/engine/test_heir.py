@@ -77,8 +77,16 @@ def test_the_memory_outlives_the_process_for_a_while_and_goes_piece_by_piece(lea
     process.kill()
     process.wait(timeout=10)
     assert rss(heir) > SIZE
-    seen = set()
-    until(lambda: seen.add(rss(heir) // (16 * MIB)) or gone(heir))
+    named, seen = process.args[0].encode(), set()
+    said = Path(f"/proc/{heir.pid}/cmdline")
+
+    def went():
+        seen.add(rss(heir) // (16 * MIB))
+        text = said.read_bytes()
+        return gone(heir) or not (text.startswith(named) or not text)
+
+    until(went)
+    assert gone(heir), "nobody can tell any more whose heir it is"
     assert len(seen) > 4, "it went at once"
     assert os.waitstatus_to_exitcode(os.waitpid(heir.pid, 0)[1]) == 0
 

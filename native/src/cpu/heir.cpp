@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -29,7 +30,7 @@ constexpr u64 kPageBytes = 4096;
 struct Estate {
   HeirOptions options;
   int pidfd = -1;
-  u64 kept[2] = {};  // addresses whose mappings stay: this stack, and what the thread pointer points to
+  u64 kept[3] = {};  // addresses whose mappings stay: this stack, what the thread pointer points to, and the command line
   char text[kTextBytes];
 };
 
@@ -135,6 +136,7 @@ Estate* settle(u8* at, const HeirOptions& options) {
   estate->options = options;
   estate->kept[0] = reinterpret_cast<u64>(estate);
   estate->kept[1] = reinterpret_cast<u64>(__builtin_thread_pointer());
+  estate->kept[2] = ::getauxval(AT_RANDOM);  // the kernel puts it beside arguments and environment, by which others know whose heir it is
   return estate;
 }
 
