@@ -176,7 +176,10 @@ class Household:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                # SGLang writes its processes' titles over their environment, and so over that of their heirs.
+                if process.name() == "eep-heir" or process.environ().get(MARK) == self.mark:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
