@@ -418,7 +418,7 @@ def leave_heir(*, linger_s: float = 0.1) -> int:
     """Let a child process share this one's memory, and give it back slowly once this process has died; the child's pid.
 
     Otherwise the kernel gives a dead process's memory back at once, on the cores that its peers recover on. The child
-    holds no descriptor, takes no signal but SIGKILL, is named "eep-heir", and ends by itself within about ten seconds.
+    holds no descriptor, takes no signal but SIGKILL, is named "eep-heir", and ends by itself after some ten seconds.
 
     Args:
         linger_s: from the death until it begins to give back.

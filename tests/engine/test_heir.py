@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from worker.engine.tether import prctl
+from worker.engine.tree import HEIR
 
 PR_SET_CHILD_SUBREAPER = 36
 MIB = 1 << 20
@@ -105,7 +106,7 @@ def test_it_holds_no_descriptor_of_the_dead(leaver):
     assert select.select([reader], [], [], 10.0)[0], "the pipe of the dead is still open"
     assert os.read(reader, 1) == b""
     assert not gone(heir)
-    assert heir.name() == "eep-heir"
+    assert heir.name() == HEIR
 
 
 @pytest.mark.parametrize("leaver", [30.0], indirect=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.engine.test_heir import gone
 from worker.engine.tree import end_heirs, end_tree, shared_by
 
 SHARES = """
@@ -107,10 +108,6 @@ def bequest():
         os.killpg(owner.pid, signal.SIGKILL)
     owner.wait(timeout=5)
     owner.stdout.close()
-
-
-def gone(process):
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_heirs_are_spared_until_they_too_are_ended(bequest):

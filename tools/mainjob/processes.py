@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 
 from worker.engine.tether import prctl, tethered
+from worker.engine.tree import HEIR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,7 +180,7 @@ class Household:
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
                 # SGLang writes its processes' titles over their environment, and so over that of their heirs.
-                if process.name() == "eep-heir" or process.environ().get(MARK) == self.mark:
+                if process.name() == HEIR or process.environ().get(MARK) == self.mark:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _TRACKER_S = 0.5
 """For a resource tracker to remove what the others left; it takes milliseconds."""
 _SHARED = Path("/dev/shm")  # noqa: S108  where Linux keeps named semaphores and shared memory
-_HEIR = "eep-heir"
+HEIR = "eep-heir"
+"""What an heir is named."""
 _KINDS = ("sem.mp-", "sglang_loads_", "sgl_shm_")
 
 
@@ -105,7 +106,7 @@ def _running(group: int, *, but: Collection[_Role] = ()) -> list[int]:
 
 
 def _role(process: Path, name: str) -> _Role:
-    if name == _HEIR:
+    if name == HEIR:
         return _Role.HEIR
     tracks = b"multiprocessing.resource_tracker" in (process / "cmdline").read_bytes()
     return _Role.TRACKER if tracks else _Role.OTHER
