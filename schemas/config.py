@@ -21,7 +21,6 @@ Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
-Niceness = Annotated[int, Meta(ge=0, le=19)]
 
 
 class ConfigError(ValueError):
@@ -172,10 +171,8 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """Loads of a planned change take no more than this, so that serving keeps memory and disk; 0 for no limit."""
     start_deadline_s: Seconds = 600.0
     """An engine that is not ready by then is started again."""
-    engine_niceness: Niceness = 5
-    """How far an engine gives way to agents, etcd and whatever else runs: after a loss all ranks wait for those."""
-    start_niceness: Niceness = 5
-    """How far an engine that starts gives way to those that serve; it stops to when it is ready."""
+    start_yields_s: Annotated[float, Meta(ge=0)] = 120.0
+    """So long at most an engine that starts has only what nobody else wants of the processor; 0 for never."""
     stop_deadline_s: Seconds = 60.0
     """From SIGTERM to the end: time to be drained."""
     first_backoff_s: Seconds = 0.2

@@ -18,27 +18,29 @@ def niceness_of_threads(pid):
     return [os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()]
 
 
+def schedulers_of_threads(pid):
+    return [os.sched_getscheduler(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()]
+
+
 def test_a_child_gives_way_with_all_its_threads_and_stops_to_when_told():
-    own, lower = os.getpriority(os.PRIO_PROCESS, 0), yielding.allowed(3)
+    own, idle = os.getpriority(os.PRIO_PROCESS, 0), yielding.may_rise()
     child = subprocess.Popen(
         [sys.executable, "-c", THREADED],
         stdout=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=tethered(niceness=lower),  # noqa: PLW1509
+        preexec_fn=tethered(idle=idle),  # noqa: PLW1509
     )
     with child:
         try:
             child.stdout.readline()
-            assert niceness_of_threads(child.pid) == [own + lower] * 2
+            assert schedulers_of_threads(child.pid) == [os.SCHED_IDLE if idle else os.SCHED_OTHER] * 2
             yielding.rise(child.pid)
             assert niceness_of_threads(child.pid) == [own] * 2
-            yielding.rise(child.pid, behind=2)
-            assert niceness_of_threads(child.pid) == [own + 2] * 2
+            assert schedulers_of_threads(child.pid) == [os.SCHED_OTHER] * 2
             yielding.sink(child.pid)
             assert all(niceness > own for niceness in niceness_of_threads(child.pid))
             yielding.idle(child.pid)
-            threads = Path(f"/proc/{child.pid}/task").iterdir()
-            assert [os.sched_getscheduler(int(thread.name)) for thread in threads] == [os.SCHED_IDLE] * 2
+            assert schedulers_of_threads(child.pid) == [os.SCHED_IDLE] * 2
         finally:
             child.kill()
 
@@ -46,9 +48,9 @@ def test_a_child_gives_way_with_all_its_threads_and_stops_to_when_told():
 def test_what_could_not_be_taken_back_is_not_done():
     unprivileged = (
         "import os, resource; from worker.engine import yielding; resource.setrlimit(resource.RLIMIT_NICE, (0, 0));"
-        "os.getuid() or os.setuid(65534); print(yielding.allowed(5))"
+        "os.getuid() or os.setuid(65534); print(yielding.may_rise())"
     )
-    assert subprocess.check_output([sys.executable, "-c", unprivileged], timeout=60) == b"0\n"
+    assert subprocess.check_output([sys.executable, "-c", unprivileged], timeout=60) == b"False\n"
 
 
 def test_a_process_that_is_gone_needs_no_priority():

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import statistics
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,11 @@ if TYPE_CHECKING:
 _WINDOW_S = 0.5
 _PATIENT = {"flap_limit": 1000, "backoff_s": 0.1}
 _BEFORE_S = 4.0
-"""Undisturbed traffic that a fault's throughput is compared with, and shown in the plot."""
+"""Undisturbed traffic that a fault's throughput and waits are compared with, and shown in the plot."""
 _AFTER_S = (2.0, 5.0)
 """When throughput is to be back: measured from two seconds after a change on."""
 _SPARE = 1.0
 """Spare slots as a share of all experts: two copies of everything."""
-_LIGHT = 2
-"""Clients while ranks return, but for the first return: a start takes a minute of processor time."""
 KINDS = ("intact", "repaired")
 
 
@@ -68,14 +66,12 @@ class Loss:
         lost: how many ranks it hit.
         at_ns: when it happened.
         back_ns: when all ranks served again.
-        light: fewer clients ran while the ranks returned.
     """
 
     report: FaultReport
     lost: int
     at_ns: int
     back_ns: int
-    light: bool
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -84,9 +80,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     async with Instance(plan) as instance:
         await instance.wait_members(set(range(plan.ranks)), within_s=START_S)
         await instance.gateways_ready(within_s=60.0)
-        scene = Scene(
-            instance, seed=1, concurrency=options.concurrency, answer_tokens=(64, 192), starting_clients=_LIGHT
-        )
+        scene = Scene(instance, seed=1, concurrency=options.concurrency, answer_tokens=(64, 192))
         await scene.begin()
         await scene.quiet(_BEFORE_S)
         steady = timing(scene.load.answers)
@@ -120,30 +114,31 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _kind(found: Sequence[Loss], answers: Sequence[Answer], ranks: int) -> dict[str, Any]:
-    faults = [loss.report.as_json() | shares(answers, loss, ranks=ranks) for loss in found]
-    whole = [loss for loss in found if not loss.light]
+    faults = [
+        loss.report.as_json() | shares(answers, loss, ranks=ranks) | {"undisturbed_ms": undisturbed(answers, loss)}
+        for loss in found
+    ]
     return {
         "coverage": sorted({loss.report.coverage for loss in found}),
         "faults": faults,
         "medians": medians(faults),
-        **(curve(answers, whole[0]) if whole else {}),
+        **(curve(answers, found[0]) if found else {}),
     }
 
 
 async def _lose(scene: Scene, number: int) -> Loss:
     """Kill one rank or two, and wait until all are back and traffic has run undisturbed."""
-    began, light = Moment.now(), number >= len(KINDS)
+    began = Moment.now()
     if number % 2:
         report, moment = await scene.lose_two("SIGKILL of two")
     else:
         report, moment = await scene.lose("SIGKILL", number // 2 % scene.instance.plan.ranks, scene.faults.kill_rank)
     scene.watch_gaps(report, moment)
     await scene.quiet(_AFTER_S[1])
-    async with scene.lighter() if light else contextlib.nullcontext():
-        await scene.back(report, moment)
+    await scene.back(report, moment)
     back_ns = began.monotonic_ns + int((report.rejoin_ms or 0.0) * 1e6)
     await scene.quiet(_AFTER_S[1])
-    return Loss(report, 1 + number % 2, began.monotonic_ns, back_ns, light)
+    return Loss(report, 1 + number % 2, began.monotonic_ns, back_ns)
 
 
 def shares(answers: Sequence[Answer], loss: Loss, *, ranks: int) -> dict[str, float]:
@@ -156,15 +151,22 @@ def shares(answers: Sequence[Answer], loss: Loss, *, ranks: int) -> dict[str, fl
     before = rate(-_BEFORE_S, 0.0, loss.at_ns)
     if not before:
         return {}
-    found = {"surviving_share": rate(*_AFTER_S, loss.at_ns) / (before * (ranks - loss.lost) / ranks)}
-    if not loss.light:
-        found["returned_share"] = rate(*_AFTER_S, loss.back_ns) / before
-    return {name: round(share, 3) for name, share in found.items()}
+    return {
+        "surviving_share": round(rate(*_AFTER_S, loss.at_ns) / (before * (ranks - loss.lost) / ranks), 3),
+        "returned_share": round(rate(*_AFTER_S, loss.back_ns) / before, 3),
+    }
+
+
+def undisturbed(answers: Sequence[Answer], loss: Loss) -> float:
+    """The longest wait before the loss, ms, in as long a time as ``pause_ms`` is of: prefills, and the machine."""
+    since = loss.at_ns - int(_BEFORE_S * 1e9)
+    before = (pairwise(moment for moment in answer.arrived_ns if since <= moment < loss.at_ns) for answer in answers)
+    return round(max((later - earlier for gaps in before for earlier, later in gaps), default=0) / 1e6, 3)
 
 
 def medians(faults: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Median of every figure over the faults that have it."""
-    names = ("detected_ms", "committed_ms", "pause_ms", "resume_ms", "rejoin_ms", "rejoin_pause_ms")
+    names = ("detected_ms", "committed_ms", "pause_ms", "resume_ms", "rejoin_ms", "rejoin_pause_ms", "undisturbed_ms")
     found: dict[str, float] = {}
     for name in (*names, "surviving_share", "returned_share"):
         values = [value for fault in faults if (value := fault.get(name)) is not None]

@@ -59,7 +59,8 @@ class Engine:
         self._scheduler = -1
         """Pidfd of the process that steps, −1 until it spoke."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._late: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        """Of an engine that starts."""
         self._clearing: asyncio.Task[None] | None = None
         self._ending = asyncio.Lock()
         self._outbox: asyncio.Queue[tuple[Incarnation, ToEngine]] = asyncio.Queue()
@@ -92,9 +93,12 @@ class Engine:
         )
         self._process = EngineProcess(self._engine_config(incarnation, self._control.path))
         self._watch(self._process.pid, "the server's main process ended")
-        deadline = self._config.worker.start_deadline_s
-        loop = asyncio.get_running_loop()
-        self._late = loop.call_later(deadline, self._ended, incarnation, f"not ready within {deadline:.0f} s")
+        worker, loop = self._config.worker, asyncio.get_running_loop()
+        late = f"not ready within {worker.start_deadline_s:.0f} s"
+        self._timers = [
+            loop.call_later(worker.start_deadline_s, self._ended, incarnation, late),
+            loop.call_later(worker.start_yields_s, self._process.hurry),
+        ]
 
     async def end(self, *, fence: bool) -> None:
         """End the process tree; return when none of it is left."""
@@ -104,8 +108,7 @@ class Engine:
     async def _end(self, *, fence: bool) -> None:
         if fence:
             self.fence()
-        if self._late is not None:
-            self._late.cancel()
+        self._started()
         self._unwatch()
         if self._process is not None:
             process, self._process = self._process, None
@@ -155,11 +158,14 @@ class Engine:
                 continue  # it hung up: its pidfd will say why
             if isinstance(message, Hello):
                 self._scheduler = self._watch(message.pid, "its scheduler ended")
-            if isinstance(message, Ready) and self._late is not None:
-                self._late.cancel()
             if isinstance(message, Ready) and self._process is not None:
+                self._started()
                 self._process.rise()
             self._heard(Heard(asyncio.get_running_loop().time(), message))
+
+    def _started(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
 
     async def _speak(self) -> None:
         while True:
@@ -227,7 +233,6 @@ class Engine:
             dtype=worker.dtype,
             max_total_tokens=worker.max_total_tokens,
             chunked_prefill=worker.chunked_prefill,
-            niceness=worker.engine_niceness,
-            start_niceness=worker.start_niceness,
+            start_yields=worker.start_yields_s > 0,
             extra=worker.engine_arguments,
         )

@@ -49,8 +49,7 @@ class EngineConfig:
         cores: CPU list to run on ("0-3"); empty leaves it to the system.
         threads: OpenMP threads of one rank.
         seed: of sampling.
-        niceness: how far it gives way to other processes.
-        start_niceness: how much further it does until ``EngineProcess.rise``.
+        start_yields: it has only what nobody else wants of the processor until ``EngineProcess.rise``.
         extra: further SGLang arguments.
     """
 
@@ -66,8 +65,7 @@ class EngineConfig:
     cores: str = ""
     threads: int = 1
     seed: int = 1
-    niceness: int = 0
-    start_niceness: int = 0
+    start_yields: bool = False
     extra: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -153,7 +151,7 @@ class EngineProcess:
         self._shared: frozenset[int] = frozenset()
         config.folder.mkdir(parents=True, exist_ok=True)
         variables = environment(config)
-        niceness = config.niceness + yielding.allowed(config.start_niceness)
+        idle = config.start_yields and yielding.may_rise()
         config.settings.write(Path(variables[engine_settings.ENVIRONMENT]))
         with config.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -163,7 +161,7 @@ class EngineProcess:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=tethered(niceness=niceness),  # noqa: PLW1509  nothing but two system calls
+                preexec_fn=tethered(idle=idle),  # noqa: PLW1509  nothing but two system calls
             )
 
     @property
@@ -177,8 +175,12 @@ class EngineProcess:
 
     def rise(self) -> None:
         """It has started: from now on it gives way to nobody that serves."""
-        yielding.rise(self.pid, behind=self.config.niceness)
+        self.hurry()
         self._shared = shared_by(self.pid)
+
+    def hurry(self) -> None:
+        """It has yielded long enough: from now on it starts with its share of the processor."""
+        yielding.rise(self.pid)
 
     def kill(self, *, spare_heirs: bool = False) -> None:
         """End every process of the tree now, with what they shared; no wait is longer than a second.

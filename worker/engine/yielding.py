@@ -1,7 +1,8 @@
-"""An engine that loads gives way to those that serve: it runs at a lower priority until it is ready itself.
+"""An engine that starts gives way to those that serve, until it is ready itself.
 
 On a host with as many ranks as cores or more, a restarted engine would otherwise take half a minute of processor time
-(imports, weights) from the ranks whose clients it is to help.
+(imports, weights) from the ranks whose clients it is to help. A lower priority would not do: who wakes up for the next
+layer would still wait until the other's slice, of milliseconds, is over.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import os
 import resource
 from pathlib import Path
 
+from worker.engine.tree import running
+
 _CAP_SYS_NICE = 23
-_LOWEST = 19
+_PARAMETERS = os.sched_param(0)
 _BEHIND = 15
 """A tenth of a core contended by engines: the dying must still give back memory and ports before a successor starts."""
 
 
-def allowed(niceness: int) -> int:
-    """``niceness``, or 0 where this process could not take it back from a child (no CAP_SYS_NICE, no RLIMIT_NICE)."""
-    own = os.getpriority(os.PRIO_PROCESS, 0)
+def may_rise() -> bool:
+    """Whether this process could give a child back what it took from it (CAP_SYS_NICE, or enough RLIMIT_NICE)."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
-    by_right = limit == resource.RLIM_INFINITY or 20 - own <= limit
-    return min(niceness, _LOWEST - own) if by_right or _capable() else 0
+    by_right = limit == resource.RLIM_INFINITY or 20 - os.getpriority(os.PRIO_PROCESS, 0) <= limit
+    return by_right or _capable()
 
 
 def _capable() -> bool:
@@ -33,25 +35,37 @@ def _capable() -> bool:
 
 def sink(group: int) -> None:
     """Put a process group behind those that serve: tearing it down is work that they do not wait for."""
-    _set(group, max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0)))
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PGRP, group, max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def idle(pid: int) -> None:
-    """Let a dying process have what nobody else wants: a core that only it is on counts as free for whoever wakes.
+    """Let a process have what nobody else wants: a core that only it is on counts as free for whoever wakes.
 
     Its low priority alone would not do: the kernel looks for free cores, not for cores with little on them, and while
     one core gives back memory all survivors would share the others.
     """
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError, PermissionError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        for thread in _threads(pid):
+            os.sched_setscheduler(thread, os.SCHED_IDLE, _PARAMETERS)
 
 
-def rise(group: int, *, behind: int = 0) -> None:
-    """Give every thread of a process group the priority ``behind`` ours; a group that is gone needs none."""
-    _set(group, min(os.getpriority(os.PRIO_PROCESS, 0) + behind, _LOWEST))
+def rise(group: int) -> None:
+    """Give every thread of a process group its share of the processor; a group that is gone needs none."""
+    while sum(_raised(thread) for pid in running(group) for thread in _threads(pid)):
+        pass  # a thread that began meanwhile may have it from one that was still to come
 
 
-def _set(group: int, niceness: int) -> None:
+def _raised(thread: int) -> bool:
+    """Whether the thread had what nobody else wants, and has its share from now on."""
     with contextlib.suppress(ProcessLookupError):
-        os.setpriority(os.PRIO_PGRP, group, niceness)
+        if os.sched_getscheduler(thread) == os.SCHED_IDLE:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, _PARAMETERS)
+            return True
+    return False
+
+
+def _threads(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return []
