@@ -49,7 +49,7 @@ class EngineConfig:
         cores: CPU list to run on ("0-3"); empty leaves it to the system.
         threads: OpenMP threads of one rank.
         seed: of sampling.
-        start_yields: it has only what nobody else wants of the processor until ``EngineProcess.rise``.
+        start_yields: it has only what nobody else wants of the processor until ``rise``.
         extra: further SGLang arguments.
     """
 
@@ -173,13 +173,12 @@ class EngineProcess:
         """Exit status of the main process, None while it runs."""
         return self.process.poll()
 
-    def rise(self) -> None:
-        """It has started: from now on it gives way to nobody that serves."""
-        self.hurry()
+    def started(self) -> None:
+        """Every process of the tree is there: note what they share, which a dead one can no longer tell."""
         self._shared = shared_by(self.pid)
 
-    def hurry(self) -> None:
-        """It has yielded long enough: from now on it starts with its share of the processor."""
+    def rise(self) -> None:
+        """Give it its share of the processor: from now on it yields to nobody that serves."""
         yielding.rise(self.pid)
 
     def kill(self, *, spare_heirs: bool = False) -> None:
