@@ -171,8 +171,6 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     """Loads of a planned change take no more than this, so that serving keeps memory and disk; 0 for no limit."""
     start_deadline_s: Seconds = 600.0
     """An engine that is not ready by then is started again."""
-    start_yields_s: Annotated[float, Meta(ge=0)] = 120.0
-    """So long at most an engine that starts has only what nobody else wants of the processor; 0 for never."""
     stop_deadline_s: Seconds = 60.0
     """From SIGTERM to the end: time to be drained."""
     first_backoff_s: Seconds = 0.2

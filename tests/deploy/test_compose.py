@@ -55,11 +55,10 @@ def test_the_cpu_profile_needs_no_gpu():
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
-def test_ranks_share_memory_and_may_pin_it_and_let_an_engine_rise(profile):
+def test_ranks_share_memory_and_may_pin_it(profile):
     ranks = []
     for service in workers(profile).values():
         assert (service["ipc"], service["pid"], service["ulimits"]["memlock"]) == ("host", "host", -1)
-        assert service["ulimits"]["nice"] == 20
         ranks.append(service["command"][service["command"].index("--rank") + 1])
     assert ranks == ["0", "1", "2", "3"]
 

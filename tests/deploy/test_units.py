@@ -85,11 +85,10 @@ def test_a_unit_waits_for_ready_and_is_stopped_gently(name):
     assert service["RestartPreventExitStatus"] == "78"
 
 
-def test_a_worker_has_time_to_be_drained_and_may_pin_memory_and_let_an_engine_rise():
+def test_a_worker_has_time_to_be_drained_and_may_pin_memory():
     service = unit("eep-worker@.service")["Service"]
     assert float(service["TimeoutStopSec"]) > Config().worker.stop_deadline_s
     assert service["LimitMEMLOCK"] == "infinity"
-    assert service["LimitNICE"] == "+0"
     assert "PrivateDevices" not in service
 
 

@@ -22,19 +22,17 @@ def schedulers_of_threads(pid):
     return [os.sched_getscheduler(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()]
 
 
-def test_a_child_gives_way_with_all_its_threads_and_stops_to_when_told():
-    own, idle = os.getpriority(os.PRIO_PROCESS, 0), yielding.may_rise()
+def test_a_child_gives_way_with_all_its_threads():
+    own = os.getpriority(os.PRIO_PROCESS, 0)
     child = subprocess.Popen(
         [sys.executable, "-c", THREADED],
         stdout=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=tethered(idle=idle),  # noqa: PLW1509
+        preexec_fn=tethered(),  # noqa: PLW1509
     )
     with child:
         try:
             child.stdout.readline()
-            assert schedulers_of_threads(child.pid) == [os.SCHED_IDLE if idle else os.SCHED_OTHER] * 2
-            yielding.rise(child.pid)
             assert niceness_of_threads(child.pid) == [own] * 2
             assert schedulers_of_threads(child.pid) == [os.SCHED_OTHER] * 2
             yielding.sink(child.pid)
@@ -45,16 +43,8 @@ def test_a_child_gives_way_with_all_its_threads_and_stops_to_when_told():
             child.kill()
 
 
-def test_what_could_not_be_taken_back_is_not_done():
-    unprivileged = (
-        "import os, resource; from worker.engine import yielding; resource.setrlimit(resource.RLIMIT_NICE, (0, 0));"
-        "os.getuid() or os.setuid(65534); print(yielding.may_rise())"
-    )
-    assert subprocess.check_output([sys.executable, "-c", unprivileged], timeout=60) == b"False\n"
-
-
 def test_a_process_that_is_gone_needs_no_priority():
     gone = subprocess.Popen(["true"], start_new_session=True)
     gone.wait(10)
-    yielding.rise(gone.pid)
+    yielding.sink(gone.pid)
     yielding.idle(gone.pid)

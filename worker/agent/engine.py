@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from native import ControlBlock
-from schemas.messages import Hello, Prepared, Ready
+from schemas.messages import Hello, Ready
 from worker.agent.events import EngineEnded, Heard
 from worker.engine.client import EngineClient, EngineGoneError
 from worker.engine.launch import EngineConfig, EngineProcess, free_port
@@ -60,8 +60,6 @@ class Engine:
         """Pidfd of the process that steps, −1 until it spoke."""
         self._tasks: list[asyncio.Task[None]] = []
         self._late: asyncio.TimerHandle | None = None
-        self._rising: asyncio.TimerHandle | None = None
-        """Of an engine that yields: when it does no longer."""
         self._clearing: asyncio.Task[None] | None = None
         self._ending = asyncio.Lock()
         self._outbox: asyncio.Queue[tuple[Incarnation, ToEngine]] = asyncio.Queue()
@@ -94,10 +92,9 @@ class Engine:
         )
         self._process = EngineProcess(self._engine_config(incarnation, self._control.path))
         self._watch(self._process.pid, "the server's main process ended")
-        worker, loop = self._config.worker, asyncio.get_running_loop()
-        late = f"not ready within {worker.start_deadline_s:.0f} s"
-        self._late = loop.call_later(worker.start_deadline_s, self._ended, incarnation, late)
-        self._rising = loop.call_later(worker.start_yields_s, self._rise)
+        deadline = self._config.worker.start_deadline_s
+        loop = asyncio.get_running_loop()
+        self._late = loop.call_later(deadline, self._ended, incarnation, f"not ready within {deadline:.0f} s")
 
     async def end(self, *, fence: bool) -> None:
         """End the process tree; return when none of it is left."""
@@ -107,10 +104,8 @@ class Engine:
     async def _end(self, *, fence: bool) -> None:
         if fence:
             self.fence()
-        for timer in (self._late, self._rising):
-            if timer is not None:
-                timer.cancel()
-        self._late = self._rising = None
+        if self._late is not None:
+            self._late.cancel()
         self._unwatch()
         if self._process is not None:
             process, self._process = self._process, None
@@ -160,19 +155,11 @@ class Engine:
                 continue  # it hung up: its pidfd will say why
             if isinstance(message, Hello):
                 self._scheduler = self._watch(message.pid, "its scheduler ended")
-            if isinstance(message, Ready) and self._late is not None and self._process is not None:
+            if isinstance(message, Ready) and self._late is not None:
                 self._late.cancel()
+            if isinstance(message, Ready) and self._process is not None:
                 self._process.started()
-            if isinstance(message, Prepared):
-                self._rise()
             self._heard(Heard(asyncio.get_running_loop().time(), message))
-
-    def _rise(self) -> None:
-        """It holds what it needs to join the others, or has yielded long enough: they are to wait for it no more."""
-        if self._rising is not None and self._process is not None:
-            self._rising.cancel()
-            self._rising = None
-            asyncio.get_running_loop().run_in_executor(None, self._process.rise)
 
     async def _speak(self) -> None:
         while True:
@@ -240,6 +227,5 @@ class Engine:
             dtype=worker.dtype,
             max_total_tokens=worker.max_total_tokens,
             chunked_prefill=worker.chunked_prefill,
-            start_yields=worker.start_yields_s > 0,
             extra=worker.engine_arguments,
         )

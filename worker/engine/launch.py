@@ -49,7 +49,6 @@ class EngineConfig:
         cores: CPU list to run on ("0-3"); empty leaves it to the system.
         threads: OpenMP threads of one rank.
         seed: of sampling.
-        start_yields: it has only what nobody else wants of the processor until ``rise``.
         extra: further SGLang arguments.
     """
 
@@ -65,7 +64,6 @@ class EngineConfig:
     cores: str = ""
     threads: int = 1
     seed: int = 1
-    start_yields: bool = False
     extra: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -151,7 +149,6 @@ class EngineProcess:
         self._shared: frozenset[int] = frozenset()
         config.folder.mkdir(parents=True, exist_ok=True)
         variables = environment(config)
-        idle = config.start_yields and yielding.may_rise()
         config.settings.write(Path(variables[engine_settings.ENVIRONMENT]))
         with config.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -161,7 +158,7 @@ class EngineProcess:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=tethered(idle=idle),  # noqa: PLW1509  nothing but two system calls
+                preexec_fn=tethered(),  # noqa: PLW1509  nothing but two system calls
             )
 
     @property
@@ -176,10 +173,6 @@ class EngineProcess:
     def started(self) -> None:
         """Every process of the tree is there: note what they share, which a dead one can no longer tell."""
         self._shared = shared_by(self.pid)
-
-    def rise(self) -> None:
-        """Give it its share of the processor: from now on it yields to nobody that serves."""
-        yielding.rise(self.pid)
 
     def kill(self, *, spare_heirs: bool = False) -> None:
         """End every process of the tree now, with what they shared; no wait is longer than a second.

@@ -24,10 +24,8 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
-def tethered(*, idle: bool = False) -> Callable[[], None]:
+def tethered() -> Callable[[], None]:
     """A ``preexec_fn`` that ties the child to the calling process.
-
-    With ``idle`` it has only what nobody else wants of the processor (SCHED_IDLE).
 
     The signal comes with the death of the *thread* that started the child: start it on the main one.
     """
@@ -35,8 +33,6 @@ def tethered(*, idle: bool = False) -> Callable[[], None]:
 
     def in_child() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if idle:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         if os.getppid() != parent:  # it died between fork and prctl
             os._exit(1)
 

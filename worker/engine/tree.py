@@ -26,7 +26,7 @@ HEIR = "eep-heir"
 _KINDS = ("sem.mp-", "sglang_loads_", "sgl_shm_")
 
 
-class Role(enum.Enum):
+class _Role(enum.Enum):
     """Of a process in its group."""
 
     OTHER = enum.auto()
@@ -37,7 +37,7 @@ class Role(enum.Enum):
 
 def shared_by(group: int) -> frozenset[int]:
     """Inodes of what the group's processes share by name; what a dead one had can be asked no more."""
-    return frozenset(inode for pid in running(group) for inode in _mapped(pid))
+    return frozenset(inode for pid in _running(group) for inode in _mapped(pid))
 
 
 def end_tree(
@@ -52,18 +52,18 @@ def end_tree(
     tracker) is removed by its inode: only files that a process of this group had mapped, now or as ``known`` tells.
     """
     shared = known | shared_by(group)
-    last = {Role.TRACKER, Role.HEIR}
+    last = {_Role.TRACKER, _Role.HEIR}
     limit = time.monotonic() + within_s
-    while (ending := running(group, but=last)) and time.monotonic() < limit:
+    while (ending := _running(group, but=last)) and time.monotonic() < limit:
         _await_end(ending, limit, kill=True)  # in rounds: one that is killed may have started another
-    _await_end(running(group, but={Role.HEIR}), time.monotonic() + _TRACKER_S, kill=False)
-    _kill(running(group, but={Role.HEIR} if spare_heirs else set()))
+    _await_end(_running(group, but={_Role.HEIR}), time.monotonic() + _TRACKER_S, kill=False)
+    _kill(_running(group, but={_Role.HEIR} if spare_heirs else set()))
     _remove(shared)
 
 
 def end_heirs(group: int) -> None:
     """SIGKILL what ``end_tree`` has spared. Another group may bear the number by now: only heirs are ended."""
-    _kill(running(group, but=set(Role) - {Role.HEIR}))
+    _kill(_running(group, but=set(_Role) - {_Role.HEIR}))
 
 
 def _kill(pids: Iterable[int]) -> None:
@@ -91,7 +91,7 @@ def _await_end(pids: Iterable[int], limit: float, *, kill: bool) -> None:
                 waiting -= 1
 
 
-def running(group: int, *, but: Collection[Role] = ()) -> list[int]:
+def _running(group: int, *, but: Collection[_Role] = ()) -> list[int]:
     """Processes of the group that have not ended, less those of some roles."""
     found = []
     for process in Path("/proc").iterdir():
@@ -105,11 +105,11 @@ def running(group: int, *, but: Collection[Role] = ()) -> list[int]:
     return found
 
 
-def _role(process: Path, name: str) -> Role:
+def _role(process: Path, name: str) -> _Role:
     if name == HEIR:
-        return Role.HEIR
+        return _Role.HEIR
     tracks = b"multiprocessing.resource_tracker" in (process / "cmdline").read_bytes()
-    return Role.TRACKER if tracks else Role.OTHER
+    return _Role.TRACKER if tracks else _Role.OTHER
 
 
 def _mapped(pid: int) -> set[int]:
