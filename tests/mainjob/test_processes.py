@@ -36,6 +36,17 @@ SHARES = textwrap.dedent(
     time.sleep(300)
     """
 )
+MAPS = textwrap.dedent(
+    """
+    import mmap, os, signal, time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open(f"/dev/shm/sglang_loads_test_{os.getpid()}", "w+b") as file:
+        file.truncate(4096)
+        kept = mmap.mmap(file.fileno(), 4096)
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+    """
+)
 OUTLIVED = "import subprocess, sys; subprocess.Popen([sys.executable, sys.argv[1]], start_new_session=True).wait()"
 
 
@@ -75,6 +86,15 @@ def test_what_a_program_shared_goes_with_it(tmp_path):
         assert semaphore.exists()
     assert gone(owner)
     assert not semaphore.exists()
+
+
+def test_what_nobody_tracks_goes_with_the_program_that_mapped_it(tmp_path):
+    with Household(tmp_path, grace_s=0.5) as household:
+        program = household.start("maps", [sys.executable, "-c", MAPS])
+        (pid,) = pids_in(program.log)
+        file = Path(f"/dev/shm/sglang_loads_test_{pid}")  # noqa: S108  where Linux keeps it
+        assert file.exists()
+    assert not file.exists()
 
 
 def test_an_orphan_of_a_killed_program_is_adopted_and_ended(tmp_path):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 
 from worker.engine.tether import prctl, tethered
-from worker.engine.tree import HEIR
+from worker.engine.tree import HEIR, remove, shared_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,7 +145,11 @@ class Household:
         return self.start(name, [sys.executable, "-m", module, *arguments], environment=environment)
 
     def end(self) -> None:
-        """End everything: ask the programs, then kill whatever is left below us, until nothing is."""
+        """End everything: ask the programs, then kill whatever is left below us, until nothing is.
+
+        An agent that is killed for being late removes nothing of what its engine shared by name: that is done here.
+        """
+        shared = frozenset[int]().union(*(shared_by(group) for group in {_group(each) for each in self._marked()}))
         for program in reversed(self.programs.values()):
             if program.running:
                 os.kill(program.pid, signal.SIGTERM)
@@ -157,6 +161,7 @@ class Household:
                 except subprocess.TimeoutExpired:
                     program.kill()
         self._sweep()
+        remove(shared)
 
     def _sweep(self) -> None:
         """Kill what bears our mark, in rounds: killing one may hand us its children.
@@ -185,6 +190,13 @@ class Household:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+
+def _group(process: psutil.Process) -> int:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _tracks(process: psutil.Process) -> bool:

@@ -58,7 +58,7 @@ def end_tree(
         _await_end(ending, limit, kill=True)  # in rounds: one that is killed may have started another
     _await_end(_running(group, but={_Role.HEIR}), time.monotonic() + _TRACKER_S, kill=False)
     _kill(_running(group, but={_Role.HEIR} if spare_heirs else set()))
-    _remove(shared)
+    remove(shared)
 
 
 def end_heirs(group: int) -> None:
@@ -121,7 +121,8 @@ def _mapped(pid: int) -> set[int]:
     return {int(line.split(maxsplit=5)[4]) for line in mapped if f" {_SHARED}/" in line}
 
 
-def _remove(inodes: frozenset[int]) -> None:
+def remove(inodes: frozenset[int]) -> None:
+    """Remove those of SGLang's and Python's shared files that have these inodes."""
     for path in _SHARED.iterdir() if inodes else ():
         with contextlib.suppress(FileNotFoundError):
             if path.name.startswith(_KINDS) and path.stat().st_ino in inodes:
