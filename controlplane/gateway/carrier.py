@@ -166,11 +166,9 @@ class Carrier:
             self._ranks.abort(self._attempt.route, f"{self.generation.rid}-{self._attempt.number}")
 
     async def _run(self, send: Send) -> None:
-        outlived = await self._ranks.settled() if send.settle else ()
+        outlived = await self._ranks.settled() if send.settle else None
         try:
-            route = await self._ranks.assign(
-                send.prompt, avoid=self._lost_on, resumed=send.resumed, struck=send.settle, outlived=outlived
-            )
+            route = await self._ranks.assign(send.prompt, avoid=self._lost_on, resumed=send.resumed, outlived=outlived)
         except self._ranks.NoRankError as error:
             self._feed(Abandoned(error))
             return

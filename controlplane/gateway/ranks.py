@@ -85,24 +85,23 @@ class Ranks:
         *,
         avoid: Collection[tuple[int, int]],
         resumed: bool,
-        struck: bool = False,
-        outlived: Collection[tuple[int, int]] = (),
+        outlived: Collection[tuple[int, int]] | None = None,
     ) -> Route:
         """The rank for ``prompt``, as soon as there is one; ``release`` it afterwards.
 
-        A ``struck`` request gets a rank without another one where there is such a rank: of two that were on a rank when
-        it died, one may have killed it, and must not cost the other its second chance. It gets one that ``outlived``
-        the loss where that is known of any.
+        A request that a loss struck names the ranks that are known to have ``outlived`` it, maybe none, and gets one of
+        them where it can. It gets a rank without another such request where there is one: of two that were on a rank
+        when it died, one may have killed it, and must not cost the other its second chance.
 
         Raises:
             UnavailableError: none came; a resumed answer waits as long as its deadline allows instead.
         """
         give_up = float("inf") if resumed else time.monotonic() + self._config.no_rank_wait_s
         while True:
-            choice = self._choose(prompt, avoid, struck, outlived) or await self._wait(prompt)
+            choice = self._choose(prompt, avoid, outlived) or await self._wait(prompt)
             if choice is not None:
                 log.debug("%s", choice.reason)
-                self._struck[choice.route.key] += struck
+                self._struck[choice.route.key] += outlived is not None
                 self._router.begin(choice.route, prompt)
                 self._metrics.inflight.labels(str(choice.route.rank)).inc()
                 return choice.route
@@ -117,11 +116,10 @@ class Ranks:
         self,
         prompt: Sequence[int],
         avoid: Collection[tuple[int, int]],
-        struck: bool,  # noqa: FBT001
-        outlived: Collection[tuple[int, int]],
+        outlived: Collection[tuple[int, int]] | None,
     ) -> Choice | None:
         table, now = self.routes.table, time.monotonic()
-        if struck:
+        if outlived is not None:
             apart = {*avoid, *(key for key, count in self._struck.items() if count)}
             unproven = {route.key for route in table.open} - set(outlived) if outlived else set()
             for shunned in (apart | unproven, apart):
