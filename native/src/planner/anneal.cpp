@@ -12,13 +12,13 @@ namespace planner {
 
 namespace {
 
-constexpr double kWarm = 1, kCold = 0.06;  // temperatures; 1: the energy of a rank at the lowest worst pressure yet
+constexpr double kWarm = 3, kCold = 0.06;  // temperatures; 1: the energy of a rank at the lowest worst pressure yet
 constexpr double kHopeless = 15;  // temperatures above the present energy: accepted once in three million times
 constexpr int kProposal = 30;     // what a change costs beside settling, in experts levelled; most of it is undoing it
 constexpr int kRefused = 3;       // … and a proposal that comes to no change
 constexpr int kOver = 1;          // writes beyond the limit on the way: what moved an expert is else never exchanged for another
-constexpr double kFine = 9;       // … and what each of them costs, as much as so many ranks at the lowest worst pressure yet
-constexpr int kLook = 4;          // ranks among which the most pressed one is sought
+constexpr double kFine = 4;       // … and what each of them costs, as much as so many ranks at the lowest worst pressure yet
+constexpr int kLook = 6;          // ranks among which the most pressed one is sought
 enum Kind { kExchange, kSend, kCopy, kTrade, kGiveBack, kKinds };
 constexpr std::array<int, kKinds> kMix{15, 40, 10, 20, 15};  // of 100 proposals
 

@@ -1,8 +1,11 @@
 // Who gets which part of a budget of writes: the layer that is furthest from what it could be, one write at a time.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "parallel.hpp"
@@ -14,15 +17,16 @@ namespace {
 
 constexpr long long kBid = 600'000;     // experts levelled to see what one write more gains
 constexpr long long kLast = 4'000'000;  // … and with all that a layer got
-constexpr int kTrades = 20;     // rounds of trading writes when all are spent
-constexpr int kTries = 8;       // … of which a layer takes part in so many, as one that asks and as one that gives
+constexpr int kTrades = 80;     // rounds of trading writes when all are spent
+constexpr int kTries = 16;      // … of which a layer takes part in so many, as one that asks and as one that gives
+constexpr int kFurthest = 16;   // … one in so many layers asks for writes of others
+constexpr int kReady = 3;       // … and for each that asks so many should know that they could give one
 constexpr int kCredit = 5;      // writes in a row that may gain nothing: some gain only together
 constexpr double kGain = 1e-3;  // of the worst pressure: less is nothing
 constexpr int kAtOnce = 3;      // one in so many layers bids in each round
-constexpr int kFurthest = 16;   // … asks for a write of another, and as many look what they could do without one
 constexpr double kNear = 1.02;  // over its floor: a layer that is nearer is not searched further when all are spent
 constexpr double kCritical = 10;
-constexpr double kWorst = 1.03;  // over the highest floor: a layer further up is what the whole instance waits for
+constexpr double kWorst = 1.045;  // over the highest floor: a layer further up is what the whole instance waits for
 
 // A pressure at which the copies that the experts need take all slots there are: a guide, not a bound, to what more
 // writes can do. Each copy of an expert shares its rank with at least the lightest ones.
@@ -56,7 +60,12 @@ double lowest_floor(const Layer& layer) {
 class Bidder {
  public:
   Bidder(Layer& layer, double tolerance, int most)
-      : layer_(layer), tolerance_(tolerance), floor_(lowest_floor(layer)), base_(layer.moves()), limit_(base_) {
+      : layer_(layer),
+        tolerance_(tolerance),
+        floor_(lowest_floor(layer)),
+        base_(layer.moves()),
+        limit_(base_),
+        states_{layer} {
     Effort effort;
     effort.tolerance = tolerance;
     effort.relocate = true;
@@ -66,44 +75,41 @@ class Bidder {
     improve(ahead, effort, &greedy_);
   }
 
-  // Searches with what it has, from the better of what it found before and what the greedy way finds for as much.
+  // Searches with what it has.
   void search(long long work) {
-    const int more = limit_ - base_;
-    if (more < std::ssize(greedy_.worst) && greedy_.worst[more] < layer_.worst()) layer_ = greedy_.states[more];
     const double before = layer_.worst();
-    anneal(layer_, {limit_, tolerance_, work, ++searches_});
+    layer_ = found(limit_, work);
     credit_ = layer_.worst() < before * (1 - kGain) ? 0 : credit_ + 1;
     remember();
   }
 
-  // Searches with another write on trial: it stays so if that is what it takes to gain something.
+  // Searches with one, two or three writes more than it has, because some gain only together; the longer the more often
+  // it asked. What gains something with them is on trial; what gains as much without is kept.
   void ask() {
-    ++asked_;
-    std::vector<Layer> was{layer_};
-    ++limit_;
-    search(kLast);
-    if (layer_.worst() < was.front().worst() * (1 - kGain) && layer_.moves() == limit_) {
-      before_ = std::move(was);
+    const int more = 1 + asked_ % 3;
+    Layer other = found(limit_ + more, kLast * ++asked_);
+    if (other.worst() >= layer_.worst() * (1 - kGain)) return;
+    if (other.moves() > limit_) {
+      trial_ = std::move(other);
       return;
     }
-    if (layer_.moves() == limit_) layer_ = was.front();
-    --limit_;
+    layer_ = std::move(other);
     remember();
   }
-  bool on_trial() const { return !before_.empty(); }
-  double ratio_before() const { return before_.front().worst() / ideal(); }
-  void accept() { before_.clear(); }
-  void refuse() {
-    layer_ = before_.front();
-    before_.clear();
-    --limit_;
+  int on_trial() const { return trial_ ? trial_->moves() - limit_ : 0; }  // writes
+  void accept() {
+    limit_ += on_trial();
+    layer_ = *trial_;
+    trial_.reset();
     remember();
   }
+  void refuse() { trial_.reset(); }
+  bool may_ask() const { return asked_ < kTries; }
 
-  // Looks how far it could get with a write less.
+  // Looks how far it could get with a write less, the longer the more often it looked.
   void economise() {
     ++economised_;
-    anneal(states_[states_.size() - 2], {limit_ - 1, tolerance_, kLast, ++searches_});
+    anneal(states_[states_.size() - 2], {limit_ - 1, tolerance_, kLast * economised_, ++searches_});
   }
   double ratio_without() const {
     return states_.size() > 1 ? states_[states_.size() - 2].worst() / ideal() : std::numeric_limits<double>::infinity();
@@ -113,9 +119,10 @@ class Bidder {
     --limit_;
     remember();
   }
-  bool is_near() const { return ratio() <= std::max(kNear * floor(), 1 + tolerance_); }
-  bool may_ask() const { return !is_near() && asked_ < kTries; }
+  int economised() const { return economised_; }
   bool may_give() const { return states_.size() > 1 && economised_ < kTries; }
+
+  bool is_near() const { return ratio() <= std::max(kNear * floor(), 1 + tolerance_); }
 
   bool done() const {
     return layer_.worst() <= layer_.ideal() * (1 + tolerance_) || (credit_ >= kCredit && !greedy_gains());
@@ -140,8 +147,17 @@ class Bidder {
   }
 
  private:
+  // The best that a search finds from the better of what there is and what the greedy way finds for as many writes.
+  Layer found(int limit, long long work) {
+    const int more = limit - base_;
+    const bool greedy = more < std::ssize(greedy_.worst) && greedy_.worst[more] < layer_.worst();
+    Layer best = greedy ? greedy_.states[more] : layer_;
+    anneal(best, {limit, tolerance_, work, ++searches_});
+    return best;
+  }
+
   void remember() {
-    states_.resize(limit_ - base_ + 1, layer_);
+    states_.resize(limit_ - base_ + 1, states_.back());
     states_.back() = layer_;
   }
 
@@ -158,60 +174,68 @@ class Bidder {
   int base_, limit_, credit_ = 0, searches_ = 0, asked_ = 0, economised_ = 0;
   Frontier greedy_;
   std::vector<Layer> states_;  // [writes beyond base_] the best that was found
-  std::vector<Layer> before_;  // one, while a write is on trial
+  std::optional<Layer> trial_;
 };
 
 using Bidders = std::vector<std::vector<Bidder>>;  // one each; a vector because a Bidder has no empty state
 
-// The layer that loses least by giving up a write, if that leaves it better off than `to` was and, where not everybody
-// waits for `to`, costs less than what `to` gained; or kNone.
-int donor(const Bidders& bidders, int to, double highest) {
-  const Bidder& receiver = bidders[to].front();
-  const double old = receiver.need(receiver.ratio_before(), highest);
-  double least = old < kCritical ? receiver.ratio_before() - receiver.ratio() : std::numeric_limits<double>::infinity();
-  int best = kNone;
+// The layers that lose least by giving up a write each, as many as asked for or fewer, of those that would still be
+// better off than `level` of need.
+std::vector<int> donors(const Bidders& bidders, int count, double level, double highest) {
+  std::vector<int> found;
   for (int l = 0; l < std::ssize(bidders); ++l) {
     const Bidder& other = bidders[l].front();
-    const double loss = other.ratio_without() - other.ratio();
-    if (other.on_trial() || loss >= least || other.need(other.ratio_without(), highest) >= old * (1 - kGain)) continue;
-    best = l;
-    least = loss;
+    if (other.on_trial() == 0 && other.need(other.ratio_without(), highest) < level) found.push_back(l);
   }
-  return best;
+  auto loss = [&](int l) { return bidders[l].front().ratio_without() - bidders[l].front().ratio(); };
+  std::ranges::stable_sort(found, {}, loss);
+  found.resize(std::min<std::size_t>(found.size(), count));
+  return found;
 }
 
-// How far a search gets is partly chance, and who got a write early may need it less than others do now: the neediest
-// try another one, the others what they could do with one less, and where that helps they trade. Returns what is left.
+// How far a search gets is partly chance, and who got a write early may need it less than others do now: while the whole
+// instance waits for some layers, these try more writes, others what they could do with one less, and where that helps
+// they trade. Returns what is left.
 long long trade(Bidders& bidders, long long budget, double highest, int threads) {
+  auto bidder = [&](int l) -> Bidder& { return bidders[l].front(); };
+  auto need = [&](int l) { return bidder(l).need(highest); };
   std::vector<int> order(bidders.size());
   std::iota(order.begin(), order.end(), 0);
+  const int most = (static_cast<int>(std::ssize(order)) + kFurthest - 1) / kFurthest;
   for (int round = 0; round < kTrades; ++round) {
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      return bidders[a].front().need(highest) > bidders[b].front().need(highest);
+    std::ranges::stable_sort(order, std::greater{}, need);
+    const int neediest = order.front();
+    if (need(neediest) <= kCritical || (budget == 0 && !bidder(neediest).may_ask())) break;
+    std::vector<int> busy;
+    for (auto l = order.begin(); l != order.end() && need(*l) > kCritical && std::ssize(busy) < most; ++l)
+      if (bidder(*l).may_ask()) busy.push_back(*l);
+    const int asking = static_cast<int>(std::ssize(busy));
+    if (asking == 0) break;
+
+    // Those first that have looked least often, or the same few would be asked again and again.
+    const double level = need(neediest) * (1 - kGain);
+    auto ready = [&](int l) { return bidder(l).need(bidder(l).ratio_without(), highest) < level; };
+    const auto wanted = asking + kReady * most - std::ranges::count_if(order, ready);
+    std::ranges::stable_sort(order, {}, [&](int l) { return std::pair(bidder(l).economised(), need(l)); });
+    for (auto l = order.begin(); l != order.end() && std::ssize(busy) < wanted; ++l)
+      if (bidder(*l).may_give() && !ready(*l) && std::ranges::find(busy, *l) == busy.end()) busy.push_back(*l);
+
+    parallel(static_cast<int>(std::ssize(busy)), threads, [&](int i) {
+      if (i < asking) bidder(busy[i]).ask();
+      else bidder(busy[i]).economise();
     });
-    const int most = (static_cast<int>(std::ssize(order)) + kFurthest - 1) / kFurthest;
-    std::vector<int> ask, give;
-    for (auto l = order.begin(); l != order.end() && std::ssize(ask) < most; ++l)
-      if (bidders[*l].front().may_ask()) ask.push_back(*l);
-    if (ask.empty()) break;
-    for (auto l = order.rbegin(); l != order.rend() && std::ssize(give) < most; ++l)
-      if (bidders[*l].front().may_give() && std::ranges::find(ask, *l) == ask.end()) give.push_back(*l);
-    const int asking = static_cast<int>(std::ssize(ask));
-    parallel(asking + static_cast<int>(std::ssize(give)), threads, [&](int i) {
-      if (i < asking) bidders[ask[i]].front().ask();
-      else bidders[give[i - asking]].front().economise();
-    });
-    for (const int l : ask) {
-      Bidder& bidder = bidders[l].front();
-      if (!bidder.on_trial()) continue;
-      const int from = budget > 0 ? kNone : donor(bidders, l, highest);
-      if (budget == 0 && from == kNone) {
-        bidder.refuse();
+    for (int i = 0; i < asking; ++i) {
+      Bidder& asks = bidder(busy[i]);
+      if (asks.on_trial() == 0) continue;
+      const int paid = static_cast<int>(std::min<long long>(budget, asks.on_trial())), owed = asks.on_trial() - paid;
+      const std::vector<int> from = donors(bidders, owed, need(busy[i]) * (1 - kGain), highest);
+      if (std::ssize(from) < owed) {
+        asks.refuse();
         continue;
       }
-      if (budget > 0) --budget;
-      else bidders[from].front().give();
-      bidder.accept();
+      for (const int l : from) bidder(l).give();
+      asks.accept();
+      budget -= paid;
     }
   }
   return budget;
