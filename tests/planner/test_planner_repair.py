@@ -62,6 +62,17 @@ def test_a_host_whose_loss_leaves_three_percent_of_redundant_slots_costs_little_
     assert imbalance(spent.placement, demand, left).mean() <= 1.06
 
 
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_no_layer_is_left_behind_when_all_share_one_percent_of_the_slots(seed):
+    topology, demand = Topology.uniform(ranks=32, slots=5), lognormal(layers=6, experts=128, seed=seed)
+    live = plan(topology, demand).placement
+    left = topology.without(range(4))
+
+    answer = repair(left, demand, live=live, constraints=Constraints(movement_budget=live.slots.size // 100))
+
+    assert imbalance(answer.placement, demand, left).max() <= 1.05
+
+
 def test_fewer_slots_than_experts_cannot_be_repaired():
     topology, demand = Topology.uniform(ranks=32, slots=9), lognormal(layers=2, experts=256)
     live = plan(topology, demand).placement
