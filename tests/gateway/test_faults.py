@@ -106,16 +106,16 @@ async def test_when_all_are_silent_nobody_is_blamed(gateway):
 
 
 async def test_a_connection_that_saw_an_answers_end_is_used_again(gateway):
-    async with Rank() as rank, gateway(rank) as client:
+    async with Rank(end_mark_after_s=0.02) as rank, gateway(rank) as client:
         for _ in range(3):
             status, _, answer = await client.generate(5)
             assert (status, answer["output_ids"]) == (200, answer_of(PROMPT, 5))
-            await asyncio.sleep(0.05)  # the end mark comes behind the finish reason
+            await client.until(lambda: client.service.ranks._connections._idle[rank.url])
         assert len(rank.clients) == 1
 
 
 async def test_a_rank_that_breaks_off_behind_the_finish_reason_is_not_held_to_have_failed(gateway):
-    async with Rank(breaks_after_finish=True) as rank, gateway(rank) as client:
+    async with Rank(end_mark_after_s=0.02, breaks_after_finish=True) as rank, gateway(rank) as client:
         for _ in range(2):
             status, _, answer = await client.generate(5)
             assert (status, answer["output_ids"]) == (200, answer_of(PROMPT, 5))

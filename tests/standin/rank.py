@@ -43,6 +43,8 @@ class Rank:
     refuse: tuple[int, str] | None = None
     bodies: list = field(default_factory=list)
     aborted: list = field(default_factory=list)
+    end_mark_after_s: float = 0.0
+    """Between the finish reason and the end mark."""
     breaks_after_finish: bool = False
     """The connection breaks behind the finish reason, before the end mark."""
     clients: set = field(default_factory=set)
@@ -82,8 +84,8 @@ class Rank:
         await response.prepare(request)
         try:
             if await self._stream(response, body):
+                await asyncio.sleep(self.end_mark_after_s)
                 if self.breaks_after_finish:
-                    await asyncio.sleep(0.02)  # the finish reason arrives by itself
                     request.transport.abort()
                 await response.write(b"data: [DONE]\n\n")
         except (asyncio.CancelledError, ConnectionError):
