@@ -12,12 +12,18 @@ constexpr int kHottest = 3;  // ranks whose experts are candidates for another c
 
 class Improver {
  public:
-  Improver(Layer& layer, const Effort& effort) : layer_(layer), ranks_(layer.ranks()), effort_(effort) {}
+  Improver(Layer& layer, const Effort& effort)
+      : layer_(layer),
+        ranks_(layer.ranks()),
+        effort_(effort),
+        worthwhile_(kWorthwhile * energy(layer)),
+        energy_(ranks_.count) {}
 
   // The best move among those that cost at most `budget`.
   Move best(int budget) {
     move_ = {};
     hottest_ = hottest();
+    for (int r = 0; r < ranks_.count; ++r) energy_[r] = energy(layer_.load(r), ranks_.speed[r]);
     price_slots();
     for (const int hot : hottest_) {
       copies_from(hot, budget);
@@ -33,7 +39,7 @@ class Improver {
     double load = 0;  // of its rank, without it
   };
   struct Base {
-    double pressure, load, speed;
+    double pressure, load, speed, energy;
   };
 
   std::vector<int> hottest() const {
@@ -59,8 +65,8 @@ class Improver {
         const bool empty = layer_.expert(s) == kNone;
         const double share = empty ? 0 : layer_.share(s);
         const double harm = empty ? 0
-                                  : energy(layer_.load(r) - share, ranks_.speed[r]) -
-                                        energy(layer_.load(r), ranks_.speed[r]) + displaced(layer_, s);
+                                  : energy(layer_.load(r) - share, ranks_.speed[r]) - energy_[r] +
+                                        displaced(layer_, s);
         Victim& victim = layer_.written(s) ? written : clean;
         if (victim.slot == kNone || harm < victim.harm) victim = {s, harm, layer_.load(r) - share};
       }
@@ -69,28 +75,39 @@ class Improver {
     }
   }
 
-  // How much energy one more copy of `expert` on a rank of load `load` saves.
-  double relief(int expert, int rank, double load) {
+  // The ranks that have a copy of `expert`, each without it, least pressed first.
+  void list_bases(int expert) {
     bases_.clear();
-    bases_.push_back({load / ranks_.speed[rank], load, ranks_.speed[rank]});
-    double before = energy(load, ranks_.speed[rank]);
+    held_.clear();
     for (int s = layer_.first(expert); s != kNone; s = layer_.next(s)) {
       const int r = ranks_.rank(s);
-      const double base = layer_.load(r) - layer_.share(s);
-      before += energy(layer_.load(r), ranks_.speed[r]);
-      bases_.push_back({base / ranks_.speed[r], base, ranks_.speed[r]});
+      const double base = layer_.load(r) - layer_.share(s), speed = ranks_.speed[r];
+      bases_.push_back({base / speed, base, speed, energy(base, speed)});
+      held_.push_back(energy_[r]);
     }
     std::sort(bases_.begin(), bases_.end(), [](const Base& a, const Base& b) { return a.pressure < b.pressure; });
-    double volume = layer_.demand(expert), speed = 0, level = 0, after = 0;
-    std::size_t used = 0;
-    for (; used < bases_.size(); ++used) {
-      if (speed > 0 && bases_[used].pressure >= level) break;
-      volume += bases_[used].load;
-      speed += bases_[used].speed;
+  }
+
+  // How much energy one more copy of the expert whose bases are listed saves on a rank of load `load`: the least pressed
+  // of them all are filled up to one level.
+  double relief(int expert, int rank, double load) const {
+    const double own = ranks_.speed[rank];
+    const Base other{load / own, load, own, energy(load, own)};
+    double before = other.energy, volume = layer_.demand(expert), speed = 0, level = 0;
+    for (const double now : held_) before += now;
+    auto filled = [&](const Base& base) {
+      if (speed > 0 && base.pressure >= level) return false;
+      volume += base.load;
+      speed += base.speed;
       level = volume / speed;
-    }
-    after = energy(volume, speed);
-    for (; used < bases_.size(); ++used) after += energy(bases_[used].load, bases_[used].speed);
+      return true;
+    };
+    auto base = bases_.begin();
+    while (base != bases_.end() && base->pressure < other.pressure && filled(*base)) ++base;
+    const bool used = filled(other);
+    while (used && base != bases_.end() && filled(*base)) ++base;
+    double after = energy(volume, speed) + (used ? 0 : other.energy);
+    for (; base != bases_.end(); ++base) after += base->energy;
     return before - after;
   }
 
@@ -98,6 +115,7 @@ class Improver {
     for (int h = hot * ranks_.width; h < hot * ranks_.width + ranks_.capacity[hot]; ++h) {
       const int e = layer_.expert(h);
       if (e == kNone || layer_.share(h) <= 0) continue;
+      list_bases(e);
       for (const Victim& victim : slots_) {
         const int rank = ranks_.rank(victim.slot);
         if (layer_.holds(rank, e)) continue;
@@ -116,8 +134,7 @@ class Improver {
     if (!spreads(layer_, expert, from, target)) return;
     if (back != kNone && (layer_.holds(source, back) || layer_.expert(victim.slot) == back)) return;
     const double demand = layer_.share(from);
-    const double gain = energy(layer_.load(source), ranks_.speed[source]) -
-                        energy(layer_.load(source) - demand, ranks_.speed[source]) +
+    const double gain = energy_[source] - energy(layer_.load(source) - demand, ranks_.speed[source]) +
                         energy(victim.load, ranks_.speed[target]) -
                         energy(victim.load + demand, ranks_.speed[target]) - victim.harm;
     if (better(gain, cost - 1)) move_ = {Move::Kind::kShift, gain, cost - 1, from, victim.slot, expert};
@@ -139,11 +156,10 @@ class Improver {
     if (other == kNone || layer_.fixed[s]) return;
     const double delta = layer_.share(h) - layer_.share(s);
     if (delta <= 0 || layer_.holds(hot, other)) return;
-    const double gain = energy(layer_.load(hot), ranks_.speed[hot]) -
-                        energy(layer_.load(hot) - delta, ranks_.speed[hot]) +
-                        energy(layer_.load(rank), ranks_.speed[rank]) -
-                        energy(layer_.load(rank) + delta, ranks_.speed[rank]);
-    if (gain <= kWorthwhile * energy(layer_)) return;
+    const double relieved = energy_[hot] - energy(layer_.load(hot) - delta, ranks_.speed[hot]);
+    if (effort_.anything && relieved <= move_.gain) return;  // what the other rank takes on only lessens it
+    const double gain = relieved + energy_[rank] - energy(layer_.load(rank) + delta, ranks_.speed[rank]);
+    if (gain <= worthwhile_) return;
     const int cost = (layer_.resident[h] != other) + (layer_.resident[s] != e) - layer_.written(h) - layer_.written(s);
     if (cost > (effort_.relocate ? budget : 0) && !effort_.anything) return;
     if (!better(gain, cost) || !spreads(layer_, e, h, rank) || !spreads(layer_, other, s, hot)) return;
@@ -161,9 +177,12 @@ class Improver {
   const Ranks& ranks_;
   const Effort& effort_;
   Move move_;
+  double worthwhile_;
+  std::vector<double> energy_;  // by rank, now
   std::vector<int> hottest_;
   std::vector<Victim> slots_;
   std::vector<Base> bases_;
+  std::vector<double> held_;  // energy of their ranks, now
 };
 
 void apply(Layer& layer, const Move& move) {

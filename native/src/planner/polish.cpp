@@ -14,7 +14,8 @@ constexpr int kKicks = 3;    // changes in one disturbance: fewer are undone by 
 
 class Polisher {
  public:
-  Polisher(Layer& layer, double tolerance) : layer_(layer), ranks_(layer.ranks()), tolerance_(tolerance) {}
+  Polisher(Layer& layer, double tolerance)
+      : layer_(layer), ranks_(layer.ranks()), tolerance_(tolerance), worthwhile_(kWorthwhile * energy(layer)) {}
 
   void run() {
     for (int sweep = 0; sweep < kSweeps && layer_.worst() > layer_.ideal() * (1 + tolerance_); ++sweep) {
@@ -83,7 +84,7 @@ class Polisher {
     const int ra = ranks_.rank(a), rb = ranks_.rank(b);
     const double delta = layer_.share(a) - layer_.share(b);
     const double gain = saved(ra, -delta) + saved(rb, delta);
-    if (gain <= kWorthwhile * energy(layer_) || !exchangeable(a, b)) return false;
+    if (gain <= worthwhile_ || !exchangeable(a, b)) return false;
     layer_.swap(a, b);
     return true;
   }
@@ -108,12 +109,10 @@ class Polisher {
   // A copy of something else may be: the expert is loaded there instead, and the slot keeps what it had.
   bool send_on(int from) {
     if (layer_.copies(layer_.expert(from)) != 1) return false;
+    const double demand = layer_.share(from), relieved = saved(ranks_.rank(from), -demand);
     for (const int to : spare_) {
-      if (!sendable(from, to)) continue;
-      const double demand = layer_.share(from), given = layer_.share(to);
-      const double gain = saved(ranks_.rank(from), -demand) + saved(ranks_.rank(to), demand - given) -
-                          displaced(layer_, to);
-      if (gain <= kWorthwhile * energy(layer_)) continue;
+      const double most = relieved + saved(ranks_.rank(to), demand - layer_.share(to));  // others can only lose by it
+      if (most <= worthwhile_ || !sendable(from, to) || most - displaced(layer_, to) <= worthwhile_) continue;
       send(from, to);
       return true;
     }
@@ -159,7 +158,7 @@ class Polisher {
 
   Layer& layer_;
   const Ranks& ranks_;
-  double tolerance_;
+  double tolerance_, worthwhile_;
   std::vector<int> written_, spare_;  // slots
 };
 
