@@ -1,4 +1,4 @@
-// What the searches share: prices of changes in energy, the sum over ranks of speed · pressure⁴. It falls with
+// What the searches share: prices of changes in energy, the sum over ranks of speed · pressure⁸. It falls with
 // every good change, unlike the worst pressure, and the most pressed ranks dominate it, unlike a sum of squares.
 #pragma once
 

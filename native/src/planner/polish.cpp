@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kSweeps = 8;   // most end after two or three
 constexpr int kKicks = 3;    // changes in one disturbance: fewer are undone by the next sweep
+constexpr double kUnknown = -1;  // no energy is negative
 
 class Polisher {
  public:
@@ -78,6 +79,13 @@ class Polisher {
       if (layer_.written(s)) written_.push_back(s);
       else if (layer_.expert(s) != kNone && layer_.copies(layer_.expert(s)) > 1) spare_.push_back(s);
     }
+    forget();
+  }
+
+  // What was worked out of the loads holds until one changes.
+  void forget() {
+    now_.assign(ranks_.count, kUnknown);
+    harm_.assign(spare_.size(), kUnknown);
   }
 
   bool exchange(int a, int b) {
@@ -86,6 +94,7 @@ class Polisher {
     const double gain = saved(ra, -delta) + saved(rb, delta);
     if (gain <= worthwhile_ || !exchangeable(a, b)) return false;
     layer_.swap(a, b);
+    forget();
     return true;
   }
 
@@ -110,13 +119,21 @@ class Polisher {
   bool send_on(int from) {
     if (layer_.copies(layer_.expert(from)) != 1) return false;
     const double demand = layer_.share(from), relieved = saved(ranks_.rank(from), -demand);
-    for (const int to : spare_) {
+    for (std::size_t i = 0; i < spare_.size(); ++i) {
+      const int to = spare_[i];
       const double most = relieved + saved(ranks_.rank(to), demand - layer_.share(to));  // others can only lose by it
-      if (most <= worthwhile_ || !sendable(from, to) || most - displaced(layer_, to) <= worthwhile_) continue;
+      if (most <= worthwhile_ || !sendable(from, to) || most - harm(i) <= worthwhile_) continue;
       send(from, to);
+      forget();
       return true;
     }
     return false;
+  }
+
+  // Energy that the others lose if the i-th spare copy goes: the same for whatever comes.
+  double harm(std::size_t i) {
+    if (harm_[i] == kUnknown) harm_[i] = displaced(layer_, spare_[i]);
+    return harm_[i];
   }
 
   bool sendable(int from, int to) const {
@@ -152,14 +169,17 @@ class Polisher {
   }
 
   // Energy that a rank saves when its load changes by `delta`.
-  double saved(int rank, double delta) const {
-    return energy(layer_.load(rank), ranks_.speed[rank]) - energy(layer_.load(rank) + delta, ranks_.speed[rank]);
+  double saved(int rank, double delta) {
+    if (now_[rank] == kUnknown) now_[rank] = energy(layer_.load(rank), ranks_.speed[rank]);
+    return now_[rank] - energy(layer_.load(rank) + delta, ranks_.speed[rank]);
   }
 
   Layer& layer_;
   const Ranks& ranks_;
   double tolerance_, worthwhile_;
   std::vector<int> written_, spare_;  // slots
+  std::vector<double> now_;           // by rank: its energy
+  std::vector<double> harm_;          // by spare_
 };
 
 }  // namespace
