@@ -133,7 +133,7 @@ async def scraped(instance, replica):
 
 
 async def streamed(instance, replica, *, after):
-    """Names of the events of one recovery, until its record has an outcome."""
+    """Names of the events until the record of a loss has an outcome; that of the formation may come first."""
     names, name = [], ""
     async with instance.session.get(f"{replica.url}/v1/events", headers={"Last-Event-ID": str(after)}) as answer:
         async for line in answer.content:
@@ -143,7 +143,7 @@ async def streamed(instance, replica, *, after):
             elif field == "data" and name != "open":
                 names.append(name)
                 record = json.loads(value)["record"] or {}
-                if name == "recovery" and record.get("outcome") == "done":
+                if name == "recovery" and record.get("unplanned") and record["outcome"] == "done":
                     return names
     raise AssertionError(f"the stream ended after {names}")
 
