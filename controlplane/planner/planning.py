@@ -82,7 +82,8 @@ def repair(
 
     Slots that are overwritten held redundant copies. Survivability is restored as far as slots and
     ``constraints.movement_budget`` allow (None counts as 0 here: an unplanned epoch loads only what validity needs),
-    and what then remains of the budget goes to the balance of the worst layers.
+    and what then remains of the budget goes to the balance of the worst layers. Without a budget that takes
+    milliseconds; spending one is a search, over 58 layers of 256 experts seconds to minutes of every thread it may use.
 
     Args:
         topology: the ranks that remain or join.
