@@ -1,5 +1,6 @@
 """Engines without SGLang: data plane, links, membership and lockstep of several ranks in one process."""
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -23,6 +24,24 @@ from worker.engine.slots import HostSlots, SlotLayout, SlotStore
 LAYERS, EXPERTS, HIDDEN = 2, 6, 8
 
 
+class OverError(Exception):
+    """The test is over."""
+
+
+def over(*_, **__):
+    raise OverError
+
+
+def until_over(work):
+    """``work``, which ends silently when the test does."""
+
+    def working(*arguments):
+        with contextlib.suppress(OverError):
+            work(*arguments)
+
+    return working
+
+
 class RankEngine:
     """One rank."""
 
@@ -30,6 +49,7 @@ class RankEngine:
         self.member = Member(rank, incarnation)
         self.said = []
         self.answers = {}
+        self.begun = []
         self.news = threading.Condition()
         self.control = _native.ControlBlock.create(
             str(folder / f"c{rank}.{incarnation}"), rank=rank, incarnation=incarnation
@@ -62,6 +82,7 @@ class RankEngine:
         self.preparing = Preparing(
             self.membership, self.links, Loader(self.store, manifest, checkpoint, self.links.memory), settings
         )
+        self.preparing._work = until_over(self.preparing._work)
         self.preparing.start(self._answered)
         self.lockstep = Lockstep(
             group=self.group, control=self.control, membership=self.membership, max_tokens=16, strict=strict,
@@ -80,11 +101,20 @@ class RankEngine:
 
     def enter(self, tokens):
         """``lockstep.enter`` on a thread of its own."""
-        return Stepping(self, tokens)
+        self.begun.append(Stepping(self, tokens))
+        return self.begun[-1]
 
     def close(self):
+        """End the threads that wait for ever, and let go of all memory: in a rank, its process's end does both."""
+        self.membership.wait_crossing = self.preparing._outcome = over
+        with self.preparing._changed:
+            self.preparing._newest = object()
+            self.preparing._changed.notify_all()
+        for stepping in self.begun:
+            assert not stepping.waits(15.0), "a step does not end"
         self.links.close()
         self.group.close()
+        self.store.memory.close()
 
 
 class Stepping:
@@ -92,7 +122,7 @@ class Stepping:
 
     def __init__(self, engine, tokens):
         self._rounds = None
-        self._thread = threading.Thread(target=self._run, args=(engine, tokens), daemon=True)
+        self._thread = threading.Thread(target=until_over(self._run), args=(engine, tokens), daemon=True)
         self._thread.start()
 
     def _run(self, engine, tokens):

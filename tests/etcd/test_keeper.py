@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import aclosing
 from pathlib import Path
 
@@ -43,7 +44,12 @@ def children():
 
 
 def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
+    """What each open descriptor of ours leads to, counted."""
+    found = Counter()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found[link.readlink()] += 1
+    return found
 
 
 async def ends(pid, within_s=5.0):
@@ -173,7 +179,7 @@ async def test_release_deletes_the_keys_and_leaves_nothing_behind(client, config
     assert lease.state is LeaseState.LOST
     assert await lease.wait_lost() == "the owner released it"
     assert not known(keeper), "no zombie"
-    assert descriptors() == before
+    assert not descriptors() - before, "what garbage collection closes meanwhile is another test's"
     lease.progress()
     await lease.release()
 

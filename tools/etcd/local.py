@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 
 
@@ -113,8 +114,22 @@ class Member:
         return self.process.pid
 
     def signal(self, number: signal.Signals) -> None:
-        """Send SIGSTOP, SIGCONT or SIGTERM."""
+        """Send SIGSTOP, SIGCONT or SIGTERM; once SIGSTOP returns, nothing of the member runs.
+
+        Raises:
+            TimeoutError: it did not stop in ``STOP_TIMEOUT_S``.
+        """
         os.killpg(self.pid, number)
+        if number is signal.SIGSTOP:
+            self._wait_stopped()
+
+    def _wait_stopped(self) -> None:
+        """The thread that takes the signal needs a core for it; until it has one, the others go on answering."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} still runs {STOP_TIMEOUT_S:.0f} s after SIGSTOP: has it ended?")
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end; a stopped process dies too."""
