@@ -156,7 +156,8 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     max_total_tokens: Count = 16384
     """Tokens in the KV cache."""
     chunked_prefill: Count = 512
-    """Longest prefill of one step, in tokens; also the rows of one dispatch round."""
+    """Longest prefill of one step, in tokens; also the rows of one dispatch round. Ranks step together, so every client
+    waits for a step like that; a smaller one takes more steps to a long prompt's first token."""
     engine_arguments: tuple[str, ...] = ()
     """More arguments for sglang.launch_server."""
     lease_ttl_s: Count = 5
