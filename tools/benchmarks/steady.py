@@ -74,7 +74,7 @@ class Ways:
         return await self._turn(tuple(self._instance.gateway_urls))
 
     async def bare(self) -> Turn:
-        """Directly, round robin, while nothing but the ranks runs."""
+        """Directly, as many clients at each rank, while nothing but the ranks runs."""
         with self._stopped():
             return await self._turn(self._ranks)
 

@@ -24,7 +24,7 @@ _LIMITED_S = 0.05
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go; several addresses are taken in turn, and the next one is tried when one refuses.
+    """Where requests go; clients are dealt out over several addresses, and try the next one when theirs refuses.
 
     Attributes:
         urls: e.g. ``http://127.0.0.1:8000``.
@@ -94,16 +94,16 @@ class Load:
                 return
             answer = Answer(ask=ask, sent_ns=time.monotonic_ns())
             self.answers.append(answer)
-            await self._ask(session, answer)
+            await self._ask(session, answer, client=number)
             answer.ended_ns = time.monotonic_ns()
 
-    async def _ask(self, session: aiohttp.ClientSession, answer: Answer) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, answer: Answer, *, client: int) -> None:
         for number in range(self.target.tries):
             answer.tries = number + 1
             answer.outcome, answer.error = Outcome.CUT, ""
             answer.tokens.clear()
             answer.arrived_ns.clear()
-            url = self.target.urls[(answer.ask.id + number) % len(self.target.urls)]
+            url = self.target.urls[(client + number) % len(self.target.urls)]
             try:
                 await self._stream(session, url, answer)
             except (aiohttp.ClientError, TimeoutError) as error:
