@@ -26,6 +26,9 @@ _LIMITED_S = 0.05
 class Target:
     """Where requests go; clients are dealt out over several addresses, and try the next one when theirs refuses.
 
+    Each keeps to its own, so that the load stays even however long single answers take. With fewer clients than
+    addresses the last ones get nothing.
+
     Attributes:
         urls: e.g. ``http://127.0.0.1:8000``.
         timeout_s: for one whole answer.

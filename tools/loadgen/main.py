@@ -20,7 +20,9 @@ from tools.models.random_moe import SHIPPED
 
 def _options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/load", description=__doc__)
-    parser.add_argument("url", nargs="+", help="gateway or rank, e.g. http://127.0.0.1:8000")
+    parser.add_argument(
+        "url", nargs="+", help="gateway or rank, e.g. http://127.0.0.1:8000; clients are dealt out over several"
+    )
     parser.add_argument("--model", type=Path, default=SHIPPED, help="folder of the model that is served")
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--concurrency", type=int, default=8)

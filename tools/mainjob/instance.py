@@ -37,7 +37,7 @@ SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "sprout"
 _POLL_S = 0.05
 _PREFILL_TOKENS = 64
 """Longest prefill of one step. Ranks step together, so every client waits for a prefill, and after a fault the lost
-rank's requests are read anew: with their 300 tokens in one step it took as long as the recovery before it."""
+rank's requests are read anew: with up to 300 tokens of them in one step it took as long as the recovery before it."""
 
 
 class InstanceError(RuntimeError):
