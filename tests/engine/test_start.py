@@ -13,7 +13,7 @@ import pytest
 
 from worker.engine import seams
 from worker.engine.errors import SeamError, SettingsError, UnsupportedError
-from worker.engine.launch import EngineConfig, EngineProcess, command, environment, free_port
+from worker.engine.launch import EngineConfig, EngineProcess, arguments, environment, free_port
 from worker.engine.settings import EngineSettings
 from worker.engine.support import check_arguments
 
@@ -98,7 +98,7 @@ def test_a_cuda_rank_starts_with_the_runner_of_its_checkpoint(tmp_path, quantise
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantised}))
     chosen = config(tmp_path, model_path=str(tmp_path), device="cuda", max_tokens=100)
     chosen = replace(chosen, device="cuda", dtype="bfloat16")
-    pairs = set(itertools.pairwise(command(chosen)))
+    pairs = set(itertools.pairwise(arguments(chosen)))
     assert {("--device", "cuda"), ("--moe-runner-backend", runner), ("--cuda-graph-max-bs-decode", "100")} <= pairs
     assert ("--cuda-graph-backend-prefill", "disabled") in pairs
     variables = environment(chosen)
@@ -109,7 +109,7 @@ def test_a_cuda_rank_starts_with_the_runner_of_its_checkpoint(tmp_path, quantise
 def test_a_cuda_rank_says_when_the_checkpoint_has_no_config(tmp_path):
     chosen = config(tmp_path, model_path=str(tmp_path), device="cuda")
     with pytest.raises(SettingsError, match=r"config\.json"):
-        command(replace(chosen, device="cuda"))
+        arguments(replace(chosen, device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_settings_out_of_range_name_the_key(tmp_path, key, value):
 
 def test_the_command_line_carries_the_configuration(tmp_path):
     chosen = config(tmp_path, "--log-level", "warning")
-    line = command(chosen)
+    line = arguments(chosen)
     pairs = set(itertools.pairwise(line))
     assert {("--tp", "1"), ("--port", str(chosen.port)), ("--dtype", "float32"), ("--log-level", "warning")} <= pairs
     assert "--sleep-on-idle" in line

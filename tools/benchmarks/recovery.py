@@ -134,15 +134,17 @@ async def _lose(scene: Scene, number: int) -> Loss:
     else:
         report, moment = await scene.lose("SIGKILL", number // 2 % scene.instance.plan.ranks, scene.faults.kill_rank)
     scene.watch_gaps(report, moment)
-    await scene.quiet(_AFTER_S[1])
     await scene.back(report, moment)
-    back_ns = began.monotonic_ns + int((report.rejoin_ms or 0.0) * 1e6)
+    back_ns = moment.monotonic_ns + int((report.rejoin_ms or 0.0) * 1e6)
     await scene.quiet(_AFTER_S[1])
     return Loss(report, 1 + number % 2, began.monotonic_ns, back_ns)
 
 
 def shares(answers: Sequence[Answer], loss: Loss, *, ranks: int) -> dict[str, float]:
-    """Throughput from two seconds after the loss, of the survivors' share of what was before; and after the return."""
+    """Throughput from two seconds after the loss, of the survivors' share of what was before; and after the return.
+
+    The former ends with the return, if that comes first; without half a second of it there is no such figure.
+    """
 
     def rate(since_s: float, until_s: float, at_ns: int) -> float:
         since, until = at_ns + int(since_s * 1e9), at_ns + int(until_s * 1e9)
@@ -151,10 +153,11 @@ def shares(answers: Sequence[Answer], loss: Loss, *, ranks: int) -> dict[str, fl
     before = rate(-_BEFORE_S, 0.0, loss.at_ns)
     if not before:
         return {}
-    return {
-        "surviving_share": round(rate(*_AFTER_S, loss.at_ns) / (before * (ranks - loss.lost) / ranks), 3),
-        "returned_share": round(rate(*_AFTER_S, loss.back_ns) / before, 3),
-    }
+    found = {"returned_share": round(rate(*_AFTER_S, loss.back_ns) / before, 3)}
+    since, until = _AFTER_S[0], min(_AFTER_S[1], (loss.back_ns - loss.at_ns) / 1e9)
+    if until - since >= _WINDOW_S:
+        found["surviving_share"] = round(rate(since, until, loss.at_ns) / (before * (ranks - loss.lost) / ranks), 3)
+    return found
 
 
 def undisturbed(answers: Sequence[Answer], loss: Loss) -> float:

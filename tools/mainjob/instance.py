@@ -198,6 +198,7 @@ class Instance:
             "gateway": {"audit_file": str(self.audit)},
             "worker": {
                 "host": "localhost",
+                "stop_deadline_s": 1.0,  # at the end every rank asks to be drained, and none can be
                 "chunked_prefill": _PREFILL_TOKENS,
                 **_paced(self.plan),
                 **self.plan.worker,
@@ -294,24 +295,22 @@ class Instance:
 
     def server(self, rank: Rank) -> psutil.Process:
         """The engine's main process, which serves HTTP."""
-        return self._running("sglang.launch_server", rank)
+        return self._running("sglang::server", rank)
+
+    def scheduler(self, rank: Rank) -> psutil.Process:
+        """The process that holds the model: its death is the rank's death."""
+        return self._running("sglang::scheduler", rank)
 
     def keeper(self, rank: Rank) -> psutil.Process:
         """The process that keeps the lease of the rank's agent."""
         return self._running("controlplane.etcd.keeper", rank)
 
-    def _running(self, module: str, rank: Rank) -> psutil.Process:
+    def _running(self, what: str, rank: Rank) -> psutil.Process:
+        """The one that has this name, or runs this module."""
         for process in self.rank_processes(rank):
-            if module in process.cmdline():
+            if process.name() == what or what in process.cmdline():
                 return process
-        raise InstanceError(f"rank {rank} has no process of {module} now")
-
-    def scheduler(self, rank: Rank) -> psutil.Process:
-        """The process that holds the model: its death is the rank's death."""
-        for process in self.rank_processes(rank):
-            if "scheduler" in process.name() or any("scheduler" in word for word in process.cmdline()[:1]):
-                return process
-        raise InstanceError(f"rank {rank} has no scheduler process now")
+        raise InstanceError(f"rank {rank} has no process {what} now")
 
 
 def slots_per_rank(plan: Plan) -> int:

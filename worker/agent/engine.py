@@ -16,8 +16,10 @@ from native import ControlBlock
 from schemas.messages import Hello, Ready
 from worker.agent.events import EngineEnded, Heard
 from worker.engine.client import EngineClient, EngineGoneError
-from worker.engine.launch import EngineConfig, EngineProcess, free_port
+from worker.engine.launch import EngineConfig, EngineProcess, arguments, free_port, prepare
 from worker.engine.settings import EngineSettings, Missing
+from worker.engine.template.client import Template
+from worker.engine.tree import EngineTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +53,13 @@ class Engine:
         self._folder = folder
         self._heard: Callable[[Event], None]
         self._client = EngineClient(str(folder / "agent.sock"))
-        self._process: EngineProcess | None = None
-        self._former: deque[EngineProcess] = deque(maxlen=_WITH_HEIRS)
+        self._template: Template | None = None
+        """What engines are forked from, once one was started; never where there is a GPU."""
+        self._starting: asyncio.Task[None] | None = None
+        """Until the engine in question has ended."""
+        self._process: EngineTree | None = None
+        """None until its main process runs, which takes a moment from ``start``."""
+        self._former: deque[EngineTree] = deque(maxlen=_WITH_HEIRS)
         self._control: ControlBlock | None = None
         self._incarnation: Incarnation = 0
         self._pidfds: list[int] = []
@@ -74,6 +81,8 @@ class Engine:
     async def close(self) -> None:
         """End what runs and stop listening."""
         await self.end(fence=True)
+        if self._template is not None:
+            self._template.end()
         for process in self._former:
             await asyncio.to_thread(process.end_heirs)
         tasks = [*self._tasks, *((self._clearing,) if self._clearing else ())]
@@ -83,18 +92,35 @@ class Engine:
         await self._client.__aexit__(None, None, None)
 
     async def start(self, incarnation: Incarnation) -> None:
-        """Start the process tree."""
+        """Start the process tree; return at once."""
         await self.end(fence=False)
         self._incarnation = incarnation
         self._client.expect = incarnation
         self._control = ControlBlock.create(
             str(self._folder / f"control-{incarnation}"), rank=self._rank, incarnation=incarnation
         )
-        self._process = EngineProcess(self._engine_config(incarnation, self._control.path))
-        self._watch(self._process.pid, "the server's main process ended")
+        self._starting = asyncio.create_task(self._start(self._engine_config(incarnation, self._control.path)))
         deadline = self._config.worker.start_deadline_s
         loop = asyncio.get_running_loop()
         self._late = loop.call_later(deadline, self._ended, incarnation, f"not ready within {deadline:.0f} s")
+
+    async def _start(self, config: EngineConfig) -> None:
+        incarnation = config.settings.incarnation
+        try:
+            self._process = await self._launch(config)
+        except Exception as error:  # whatever it is, the rank has no engine now and tries again
+            log.exception("rank %d: the engine could not be started", self._rank)
+            self._ended(incarnation, f"it could not be started: {error}")
+        else:
+            self._watch(self._process.pid, "the server's main process ended")
+
+    async def _launch(self, config: EngineConfig) -> EngineTree:
+        if config.device != "cpu":
+            return EngineProcess(config)
+        variables = await asyncio.to_thread(prepare, config)
+        if self._template is None:
+            self._template = Template(variables, self._folder / f"template-{self._rank}.log")
+        return EngineTree(await self._template.fork(arguments(config), config.log))
 
     async def end(self, *, fence: bool) -> None:
         """End the process tree; return when none of it is left."""
@@ -107,6 +133,10 @@ class Engine:
         if self._late is not None:
             self._late.cancel()
         self._unwatch()
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+            self._starting = None
         if self._process is not None:
             process, self._process = self._process, None
             self._former.append(process)
@@ -189,7 +219,7 @@ class Engine:
         self._pidfds, self._scheduler = [], -1
 
     def _ended(self, incarnation: Incarnation, how: str) -> None:
-        if incarnation != self._incarnation or self._process is None:
+        if incarnation != self._incarnation or self._starting is None:
             return
         self.fence()  # an engine without its server is none: its peers need not wait for it
         self._unwatch()

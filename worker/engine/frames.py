@@ -27,7 +27,8 @@ def send(connection: socket.socket, payload: bytes, fds: Sequence[int] = ()) -> 
     """Write one frame, with duplicates of ``fds`` attached to its first byte."""
     data = pack(payload)
     sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
-    connection.sendall(data[sent:])
+    if sent < len(data):  # not even nothing may be sent to who has read all and left
+        connection.sendall(data[sent:])
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:

@@ -13,18 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from worker.cpu import seeded
 from worker.cpu.boot import ENVIRONMENT as CPU_SHIMS
 from worker.engine import settings as engine_settings
-from worker.engine import yielding
 from worker.engine.errors import SettingsError
 from worker.engine.tether import tethered
-from worker.engine.tree import end_heirs, end_tree, shared_by
+from worker.engine.tree import EngineTree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from worker.engine.settings import EngineSettings
 
+SERVER = "sglang.launch_server"
 _MAX_GRAPH = 256
 """Largest batch that has a decode graph."""
 _WATCHDOG_S = 3600
@@ -73,10 +74,9 @@ class EngineConfig:
         return self.folder / f"engine-{self.settings.rank}-{self.settings.incarnation}.log"
 
 
-def command(config: EngineConfig) -> list[str]:
-    """SGLang's command line."""
-    parts = [sys.executable, "-m", "sglang.launch_server"]
-    parts += ["--model-path", config.settings.model_path, "--host", config.host, "--port", str(config.port)]
+def arguments(config: EngineConfig) -> list[str]:
+    """What follows the server's name on SGLang's command line."""
+    parts = ["--model-path", config.settings.model_path, "--host", config.host, "--port", str(config.port)]
     parts += ["--nccl-port", str(free_port()), "--tp", "1", "--dtype", config.dtype]
     parts += ["--max-total-tokens", str(config.max_total_tokens), "--random-seed", str(config.seed)]
     parts += ["--sleep-on-idle", "--disable-shared-experts-fusion", "--skip-server-warmup"]
@@ -121,6 +121,8 @@ def environment(config: EngineConfig) -> dict[str, str]:
         # Operators keep no books for gradients.
         result.setdefault("SGLANG_ENABLE_TORCH_INFERENCE_MODE", "1")
         result["SGLANG_USE_CPU_ENGINE"] = "1"
+        if seeded.FLAG in config.extra:
+            result["TORCHDYNAMO_DISABLE"] = "1"  # read where SGLang's sampler is imported
         # one group for our one rank; unset, SGLang insists on one NUMA node for each rank (numa_utils.py:463)
         result["SGLANG_CPU_OMP_THREADS_BIND"] = config.cores or _all_cores()
     else:
@@ -140,19 +142,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class EngineProcess:
-    """A started server: one process group, ended as one."""
+def prepare(config: EngineConfig) -> dict[str, str]:
+    """Write the settings that the engine will read; the variables of its processes.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    config.folder.mkdir(parents=True, exist_ok=True)
+    variables = environment(config)
+    config.settings.write(Path(variables[engine_settings.ENVIRONMENT]))
+    return variables
+
+
+class EngineProcess(EngineTree):
+    """An engine that we start ourselves, imports and all."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Write the settings and start."""
         self.config = config
-        self._shared: frozenset[int] = frozenset()
-        config.folder.mkdir(parents=True, exist_ok=True)
-        variables = environment(config)
-        config.settings.write(Path(variables[engine_settings.ENVIRONMENT]))
+        variables = prepare(config)
         with config.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command(config),
+                [sys.executable, "-m", SERVER, *arguments(config)],
                 env=variables,
                 stdout=log,
                 stderr=log,
@@ -160,34 +171,17 @@ class EngineProcess:
                 start_new_session=True,
                 preexec_fn=tethered(),  # noqa: PLW1509  nothing but two system calls
             )
-
-    @property
-    def pid(self) -> int:
-        """The main process, and the id of the process group."""
-        return self.process.pid
+        super().__init__(self.process.pid)
 
     def ended(self) -> int | None:
         """Exit status of the main process, None while it runs."""
         return self.process.poll()
 
-    def started(self) -> None:
-        """Every process of the tree is there: note what they share, which a dead one can no longer tell."""
-        self._shared = shared_by(self.pid)
-
     def kill(self, *, spare_heirs: bool = False) -> None:
-        """End every process of the tree now, with what they shared; no wait is longer than a second.
-
-        Args:
-            spare_heirs: leave those that give the memory back slowly, for ten seconds or until ``end_heirs``.
-        """
-        yielding.sink(self.pid)
-        end_tree(self.pid, known=self._shared, spare_heirs=spare_heirs)
+        """As every tree is ended; the main process is reaped, too."""
+        super().kill(spare_heirs=spare_heirs)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=1.0)
-
-    def end_heirs(self) -> None:
-        """End those that still give memory back."""
-        end_heirs(self.pid)
 
     def end(self, *, within_s: float = 5.0) -> None:
         """Ask SGLang to stop, then kill what is left of the tree."""

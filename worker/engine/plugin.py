@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from native import _native
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _EX_CONFIG = 78
+SERVER_TITLE = "sglang::server"
+"""Name of the process that answers HTTP."""
 
 
 def leave(error: EngineError) -> NoReturn:
@@ -76,6 +79,7 @@ def _role() -> str:
 
 
 def _register_main(chosen: settings.EngineSettings) -> None:
+    Path("/proc/self/comm").write_text(SERVER_TITLE)  # SGLang gives titles to its other processes only
     from worker.engine.front import Front  # noqa: PLC0415 - imports the HTTP stack
 
     front = Front(chosen)

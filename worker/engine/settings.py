@@ -1,6 +1,6 @@
 """What an engine is told at start: one JSON file, named by ``EEP_ENGINE_SETTINGS``.
 
-SGLang's processes are spawned, and nothing crosses by fork; an environment variable does, and it names this file.
+SGLang's processes have nothing in common but their environment, in which a variable names this file.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worker.engine import yielding
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -33,6 +35,35 @@ class _Role(enum.Enum):
     TRACKER = enum.auto()
     """Python's, of named semaphores and shared memory."""
     HEIR = enum.auto()
+
+
+class EngineTree:
+    """An engine's processes: one group, ended as one.
+
+    Args:
+        pid: of the main process, which is also the group's number.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._shared: frozenset[int] = frozenset()
+
+    def started(self) -> None:
+        """Every process of the tree is there: note what they share, which a dead one can no longer tell."""
+        self._shared = shared_by(self.pid)
+
+    def kill(self, *, spare_heirs: bool = False) -> None:
+        """End every process of the tree now, with what they shared; no wait is longer than a second.
+
+        Args:
+            spare_heirs: leave those that give the memory back slowly, for ten seconds or until ``end_heirs``.
+        """
+        yielding.sink(self.pid)
+        end_tree(self.pid, known=self._shared, spare_heirs=spare_heirs)
+
+    def end_heirs(self) -> None:
+        """End those that still give memory back."""
+        end_heirs(self.pid)
 
 
 def shared_by(group: int) -> frozenset[int]:
