@@ -23,7 +23,7 @@ from tools.benchmarks.provenance import provenance
 from tools.benchmarks.recovery_plot import draw
 from tools.loadgen import throughput, timing
 from tools.mainjob.faults import Moment
-from tools.mainjob.instance import SHIPPED_MODEL, Instance, Plan
+from tools.mainjob.instance import FIRST_LOSS_POLICY, FIRST_LOSS_WORKER, SHIPPED_MODEL, Instance, Plan
 from tools.mainjob.main import START_S
 from tools.mainjob.report import FaultReport, longest_gap_ms
 from tools.mainjob.scenarios import SCENARIOS
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from tools.loadgen import Answer
 
 _WINDOW_S = 0.5
-_PATIENT = {"flap_limit": 1000, "backoff_s": 0.1}
 _BEFORE_S = 4.0
 """Undisturbed traffic that a fault's throughput and waits are compared with, and shown in the plot."""
 _AFTER_S = (2.0, 5.0)
 """When throughput is to be back: measured from two seconds after a change on."""
+_APART_S = 25.0
+"""Between two faults at least: a dead engine's memory goes back over ten seconds, and the next fault is not to see it."""
 _SPARE = 1.0
 """Spare slots as a share of all experts: two copies of everything."""
 KINDS = ("intact", "repaired")
@@ -76,7 +77,13 @@ class Loss:
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All faults, the drain and the restart, on one instance, now."""
-    plan = Plan(ranks=options.ranks, model=options.model, spare=_SPARE, policy=dict(_PATIENT))
+    plan = Plan(
+        ranks=options.ranks,
+        model=options.model,
+        spare=_SPARE,
+        policy=dict(FIRST_LOSS_POLICY),
+        worker=dict(FIRST_LOSS_WORKER),
+    )
     async with Instance(plan) as instance:
         await instance.wait_members(set(range(plan.ranks)), within_s=START_S)
         await instance.gateways_ready(within_s=60.0)
@@ -136,7 +143,7 @@ async def _lose(scene: Scene, number: int) -> Loss:
     scene.watch_gaps(report, moment)
     await scene.back(report, moment)
     back_ns = moment.monotonic_ns + int((report.rejoin_ms or 0.0) * 1e6)
-    await scene.quiet(_AFTER_S[1])
+    await scene.quiet(max(_AFTER_S[1], _APART_S - (report.rejoin_ms or 0.0) / 1e3))
     return Loss(report, 1 + number % 2, began.monotonic_ns, back_ns)
 
 

@@ -21,7 +21,14 @@ from controlplane.etcd import EtcdError
 from tools.benchmarks.provenance import provenance
 from tools.etcd.local import EtcdStartError
 from tools.mainjob.history import violations
-from tools.mainjob.instance import SHIPPED_MODEL, Instance, InstanceError, Plan
+from tools.mainjob.instance import (
+    FIRST_LOSS_POLICY,
+    FIRST_LOSS_WORKER,
+    SHIPPED_MODEL,
+    Instance,
+    InstanceError,
+    Plan,
+)
 from tools.mainjob.main import START_S
 from tools.mainjob.normal import wait_normal
 from tools.mainjob.processes import ProcessEndedError
@@ -68,8 +75,8 @@ def plan_for(options: argparse.Namespace, needs: Needs) -> Plan:
         gateways=GATEWAYS,
         transfer_s=needs.transfer_s,
         # One instance goes through many losses and no rank is to blame. Experts may lie so that a loss costs loads.
-        policy={"survivability": "none", "flap_limit": 1000, "backoff_s": 0.1},
-        worker={"longest_backoff_s": 1.0},
+        policy={"survivability": "none", **FIRST_LOSS_POLICY},
+        worker=dict(FIRST_LOSS_WORKER),
     )
 
 
