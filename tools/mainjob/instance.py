@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "sprout"
 FIRST_LOSS_POLICY = {"flap_limit": 1000, "backoff_s": 0.1}
 FIRST_LOSS_WORKER = {"longest_backoff_s": 0.2}
-"""Settings with which every loss of a rank is treated like its first, for those who kill the same ones again and again."""
+"""Settings with which every loss of a rank is treated like its first: for who kills the same ones again and again."""
 _POLL_S = 0.05
 _PREFILL_TOKENS = 64
 """Longest prefill of one step. Ranks step together, so every client waits for a prefill, and after a fault the lost
