@@ -40,7 +40,8 @@ _BEFORE_S = 4.0
 _AFTER_S = (2.0, 5.0)
 """When throughput is to be back: measured from two seconds after a change on."""
 _APART_S = 25.0
-"""Between two faults at least: a dead engine's memory goes back over ten seconds, which the next fault is not to see."""
+"""Between two faults at least: a dead engine's memory goes back over ten seconds, and the next fault is not to see it
+happen."""
 _SPARE = 1.0
 """Spare slots as a share of all experts: two copies of everything."""
 KINDS = ("intact", "repaired")
