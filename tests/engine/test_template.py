@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -127,6 +128,14 @@ async def until(heard, kind):
                 return found
 
 
+def priority(session):
+    """Of a session among others, empty where the kernel does not schedule them as groups."""
+    try:
+        return Path(f"/proc/{session}/autogroup").read_text().split()[-1]
+    except (OSError, IndexError):
+        return ""
+
+
 def running(pid):
     """What runs below a process."""
     children = psutil.Process(pid).children(recursive=True)
@@ -147,6 +156,9 @@ async def test_an_agents_engines_come_from_one_template(tmp_path):
             assert (scheduler.name(), server.name()) == ("sglang::scheduler", "sglang::server")
             assert "worker.engine.template" in template.cmdline()
             assert template.parent().pid == os.getpid()
+            async with asyncio.timeout(10.0):  # it started behind others and catches up
+                while priority(server.pid) not in ("", "0"):
+                    await asyncio.sleep(0.05)
             assert os.getpgid(scheduler.pid) == server.pid == os.getsid(server.pid)
             if incarnation == 1:
                 first = template.pid

@@ -1,7 +1,10 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from worker.engine import yielding
 from worker.engine.tether import tethered
@@ -48,3 +51,23 @@ def test_a_process_that_is_gone_needs_no_priority():
     gone.wait(10)
     yielding.sink(gone.pid)
     yielding.idle(gone.pid)
+    assert yielding.catch_up(gone.pid)
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="sessions are not scheduled as groups here")
+def test_a_session_starts_behind_others_and_catches_up():
+    program = "from worker.engine import yielding; yielding.start_behind(); print(flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    with child:
+        child.stdout.readline()
+        group = Path(f"/proc/{child.pid}/autogroup")
+        if not group.read_text():
+            pytest.skip("a cgroup has taken the place of the session")
+        assert int(group.read_text().split()[-1]) > 0
+        limit = time.monotonic() + 10
+        while not yielding.catch_up(child.pid):
+            assert time.monotonic() < limit
+            time.sleep(0.15)
+        assert int(group.read_text().split()[-1]) == 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from native import ControlBlock
 from schemas.messages import Hello, Ready
 from worker.agent.events import EngineEnded, Heard
+from worker.engine import yielding
 from worker.engine.client import EngineClient, EngineGoneError
 from worker.engine.launch import EngineConfig, EngineProcess, arguments, free_port, prepare
 from worker.engine.settings import EngineSettings, Missing
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 _CLEAR_AFTER_S = 0.3
 """A recovery is over by then; finding and ending what a dead engine leaves takes ten milliseconds of a core or more."""
+
+_AGAIN_S = 0.15
+"""Linux lets users change the priority of a session ten times a second, all together."""
 
 _WITH_HEIRS = 16
 """Dead engines whose memory may not be back yet: more than can be started in ten seconds."""
@@ -189,7 +193,12 @@ class Engine:
                 self._late.cancel()
             if isinstance(message, Ready) and self._process is not None:
                 self._process.started()
+                self._catch_up(self._process)
             self._heard(Heard(asyncio.get_running_loop().time(), message))
+
+    def _catch_up(self, process: EngineTree) -> None:
+        if not yielding.catch_up(process.pid):
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._catch_up, process)
 
     async def _speak(self) -> None:
         while True:

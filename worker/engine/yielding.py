@@ -1,4 +1,4 @@
-"""A dead engine gives way to those that serve: what the kernel still has to do for it must not hold up a recovery."""
+"""Engines that die or start give way to those that serve: nobody is to wait for what they need the processor for."""
 
 from __future__ import annotations
 
@@ -25,3 +25,28 @@ def idle(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, FileNotFoundError, PermissionError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+
+
+def start_behind() -> None:
+    """Put this process's session behind others, until ``catch_up``; whether it still gets a core depends on them only.
+
+    Where sessions are scheduled as groups (autogroup), their priority decides between engines, and that of a process
+    only within its own. Where they are not (a cgroup for each service), the service's weight does, and this does
+    nothing.
+    """
+    _rank_session("self", _BEHIND)
+
+
+def catch_up(session: int) -> bool:
+    """Let a session have what others have; False if the kernel will not now and is to be asked again."""
+    return _rank_session(str(session), 0)
+
+
+def _rank_session(process: str, nice: int) -> bool:
+    try:
+        Path(f"/proc/{process}/autogroup").write_text(str(nice))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # it has ended, or this kernel knows no such thing
+    return True

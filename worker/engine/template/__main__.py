@@ -12,6 +12,7 @@ import sys
 
 import msgspec
 
+from worker.engine import yielding
 from worker.engine.template import blanks
 from worker.engine.template.orders import LONGEST, Order, Started
 from worker.engine.tether import tethered
@@ -64,6 +65,7 @@ def _be_engine(order: Order) -> None:
     for output in (1, 2):
         os.dup2(log, output)
     os.close(log)
+    yielding.start_behind()
     blanks.fork(_SPAWNED)
     sys.argv = ["sglang.launch_server", *order.arguments]
     runpy.run_module("sglang.launch_server", run_name="__main__")
