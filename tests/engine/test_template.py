@@ -136,13 +136,19 @@ def priority(session):
         return ""
 
 
-def running(pid):
-    """What runs below a process."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+@pytest.fixture
+def running():
+    """Looks for processes that the test has started, and those that they have."""
+    before = set(psutil.Process().children(recursive=True))
+
+    def look():
+        started = set(psutil.Process().children(recursive=True)) - before
+        return [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+    return look
 
 
-async def test_an_agents_engines_come_from_one_template(tmp_path):
+async def test_an_agents_engines_come_from_one_template(tmp_path, running):
     async with engine_of(tmp_path) as (engine, heard):
         times = []
         for incarnation in (1, 2):
@@ -172,17 +178,17 @@ async def test_an_agents_engines_come_from_one_template(tmp_path):
         assert ended.incarnation == 2
         await engine.start(3)
         assert psutil.Process((await until(heard, Hello)).pid).parent().parent().pid not in (first, os.getpid())
-    assert not running(os.getpid())
+    assert not running()
 
 
-async def test_an_engine_that_is_given_up_while_its_template_imports_leaves_nothing(tmp_path):
+async def test_an_engine_that_is_given_up_while_its_template_imports_leaves_nothing(tmp_path, running):
     async with engine_of(tmp_path) as (engine, heard):
         await engine.start(1)
         async with asyncio.timeout(10.0):
-            while not running(os.getpid()):
+            while not running():
                 await asyncio.sleep(0.01)
         await engine.end(fence=False)
-        assert not running(os.getpid())
+        assert not running()
         await engine.start(2)
         assert (await until(heard, Hello)).incarnation == 2
 
