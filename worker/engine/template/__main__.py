@@ -13,6 +13,7 @@ import sys
 import msgspec
 
 from worker.engine import yielding
+from worker.engine.launch import SERVER
 from worker.engine.template import blanks
 from worker.engine.template.orders import LONGEST, Order, Started
 from worker.engine.tether import tethered
@@ -67,8 +68,8 @@ def _be_engine(order: Order) -> None:
     os.close(log)
     yielding.start_behind()
     blanks.fork(_SPAWNED)
-    sys.argv = ["sglang.launch_server", *order.arguments]
-    runpy.run_module("sglang.launch_server", run_name="__main__")
+    sys.argv = [SERVER, *order.arguments]
+    runpy.run_module(SERVER, run_name="__main__")
 
 
 if __name__ == "__main__":
